@@ -1,0 +1,38 @@
+"""What every test shares: the CUDA mark, the data directory, and Hypothesis without a stop-watch."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from gpbackprop import backend
+from gpbackprop.errors import DeviceError
+
+# An example may take long on a busy machine; how long is not what these tests ask.
+settings.register_profile("gpbackprop", parent=settings.default, deadline=None)
+settings.load_profile("gpbackprop")
+
+
+@pytest.fixture(scope="session")
+def cuda():
+    """The backend of the first CUDA device; skips the test, with the reason, where there is none."""
+    try:
+        return backend.select("cuda")
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _needs_cuda(request):
+    if request.node.get_closest_marker("cuda"):
+        request.getfixturevalue("cuda")
+
+
+@pytest.fixture(scope="session")
+def data_directory() -> Path:
+    """The folder with `mnist/` and `seeds.csv`; skips the test where GPBACKPROP_DATA does not name one."""
+    folder = os.environ.get("GPBACKPROP_DATA")
+    if not folder:
+        pytest.skip("GPBACKPROP_DATA is not set: no folder with mnist/ and seeds.csv")
+    return Path(folder)

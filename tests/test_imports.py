@@ -1,0 +1,106 @@
+"""Imports point down only, optional packages wait until they are needed, and help comes at once."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpbackprop
+
+PACKAGE = Path(gpbackprop.__file__).parent
+
+FLOORS = [
+    {"spec", "backend"},
+    {"plan", "initializers"},
+    {"layers", "losses", "optim", "metrics", "data", "checkpoint"},
+    {"trainer"},
+    {"config"},
+    {"cli"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR["errors"] = FLOOR["__version__"] = -1  # the ground, for the rooms of floor 0 too
+
+# The front doors, which stand outside the house: `import gpbackprop` and `python -m gpbackprop`.
+DOORS = {"__init__", "__main__"}
+
+CORE = {
+    "gpbackprop",
+    "numpy",
+    "h5py",
+    "click",
+    "tqdm",
+    "pydantic",
+    "pydantic_core",
+}  # pydantic_core comes with pydantic
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """`layers.dense` for gpbackprop/layers/dense.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports(path: Path, *, inside_functions: bool = True):
+    """Each (line, dotted name) that a module imports; blocks under TYPE_CHECKING never run and are left out."""
+    package = ["gpbackprop", *path.relative_to(PACKAGE).parts[:-1]]
+    waiting = [ast.parse(path.read_text(encoding="utf-8"), path)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif is_type_checking(node):
+            waiting.extend(node.orelse)
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert rooms - DOORS - set(FLOOR) == set()
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) not in DOORS], ids=name_of)
+def test_a_module_imports_only_from_floors_below_its_own(path):
+    room = name_of(path).partition(".")[0]
+    wrong = []
+    for line, name in imports(path):
+        top, other, *_ = *name.split("."), ""
+        if top == "gpbackprop" and other != room and not FLOOR.get(other, 9) < FLOOR[room]:
+            wrong.append(f"{path}:{line}: {room} is on floor {FLOOR[room]} and imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_an_optional_package_is_imported_only_where_it_is_used(path):
+    wrong = []
+    for line, name in imports(path, inside_functions=False):
+        top = name.partition(".")[0]
+        if top not in CORE and top not in sys.stdlib_module_names:
+            wrong.append(
+                f"{path}:{line}: imports {name} when it is imported itself; do it in the function that needs it"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version"])
+def test_help_and_version_come_without_the_heavy_packages(option):
+    command = [sys.executable, "-X", "importtime", "-m", "gpbackprop", option]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip()
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "gpbackprop" in imported
+    assert not imported & {"numpy", "h5py", "pydantic", "cupy"}
