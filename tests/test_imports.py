@@ -94,7 +94,7 @@ def test_an_optional_package_is_imported_only_where_it_is_used(path):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_come_without_the_heavy_packages(option):
     command = [sys.executable, "-X", "importtime", "-m", "gpbackprop", option]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
