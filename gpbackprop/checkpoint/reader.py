@@ -1,0 +1,172 @@
+"""One file -> a checked dict of arrays.
+
+Opening a damaged file can already reach faults of libhdf5. So the size and the digest are checked first, libhdf5 sees
+the bytes in memory and never the disk, and `structure` refuses what the writer would not have written.
+"""
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gpbackprop.checkpoint import disk, format
+from gpbackprop.checkpoint.structure import Damaged, Entry, Walk
+from gpbackprop.errors import CheckpointError
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that is whole and holds nothing but arrays in known places. Arrays are read by `arrays` and `text`."""
+
+    path: Path
+    entries: Mapping[str, Entry]
+    """What the file holds: paths such as "params/0-dense/W", in order."""
+    image: io.BytesIO = field(repr=False)
+
+    @property
+    def config(self) -> str:
+        """The TOML text that the run was trained by."""
+        return self.text("config")
+
+    def text(self, path: str) -> str:
+        """The UTF-8 text stored as bytes at `path`. Raises CheckpointError where there is none."""
+        entry = self.entries.get(path)
+        if entry is None or entry.dtype != np.uint8 or len(entry.shape) != 1:
+            raise CheckpointError(f"{self.path}: holds no text {path}; it is of another version, or incomplete")
+        try:
+            return self._load([path])[path].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise Damaged(f"{self.path}: {path} is not UTF-8 text: {error}") from error
+
+    def arrays(
+        self, section: str = "", expected: Mapping[str, tuple[Shape, Any]] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays below `section` ("params", "optimizer/sgd"; all of them by default), by their path below it.
+
+        `expected` gives the shape and dtype that each must have, and names all of them; a length of None is any length:
+        {"0-dense/W": ((1, 784, 128), "float32")}. It is compared before an array is read. Without it, what the file
+        declares is taken, which is never more than the file holds.
+        Raises CheckpointError with every array that is missing, unexpected or of another shape or dtype; Damaged where a
+        parameter is not finite.
+        """
+        prefix = f"{section}/" if section else ""
+        found = {path.removeprefix(prefix): entry for path, entry in self.entries.items() if path.startswith(prefix)}
+        if expected is not None and (wrong := list(_differences(expected, found))):
+            more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+            raise CheckpointError(
+                f"{self.path}: {section or 'the file'} is not what its config describes:\n  "
+                + "\n  ".join(wrong[:20]) + more
+                + "\nUse the checkpoint with the config and the version that it was made by"
+            )  # fmt: skip
+        arrays = self._load([prefix + name for name in found])
+        return {path.removeprefix(prefix): array for path, array in arrays.items()}
+
+    def _load(self, paths: list[str]) -> dict[str, np.ndarray]:
+        # Every component of every entry was a hard link when `read` walked these same bytes, so a path is safe here.
+        with _opened(self.path, self.image) as file:
+            arrays = {path: file[path][()] for path in paths}
+        arrays = {path: np.asarray(array) for path, array in arrays.items()}
+        for path, array in arrays.items():
+            if path.startswith("params/") and not np.isfinite(array).all():
+                raise Damaged(f"{self.path}: {path} holds NaN or infinity; use an earlier checkpoint")
+        return arrays
+
+
+def _differences(expected: Mapping[str, tuple[Shape, Any]], found: Mapping[str, Entry]) -> Iterator[str]:
+    for name, (shape, dtype) in expected.items():
+        wanted = f"{tuple(shape)} {np.dtype(dtype)}"
+        if name not in found:
+            yield f"{name}: missing, expected {wanted}"
+            continue
+        entry = found[name]
+        fits = len(shape) == len(entry.shape) and all(w in (None, n) for w, n in zip(shape, entry.shape, strict=True))
+        if not fits or np.dtype(dtype) != entry.dtype:
+            yield f"{name}: found {entry.shape} {entry.dtype}, expected {wanted}"
+    for name in found:
+        if name not in expected:
+            yield f"{name}: found {found[name].shape} {found[name].dtype}, expected nothing of this name"
+
+
+def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
+    """Check the file at `path`, of at most `limit` bytes, and describe what it holds without reading arrays.
+
+    Raises Damaged where the bytes are not a checkpoint's, and CheckpointError where the file cannot be read or was
+    written by a newer version.
+    """
+    path = Path(path)
+    try:
+        image = _verified(path, limit)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file; give a checkpoint (.h5) or a run directory") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: may not be read by this user; change its permissions") from error
+    except OSError as error:
+        raise Damaged(f"{path}: cannot be read: {error.strerror or error}; use another checkpoint") from error
+    with _opened(path, image) as file:
+        entries = Walk(path, len(image.getbuffer())).entries(file)
+    return Checkpoint(path, entries, image)
+
+
+def _verified(path: Path, limit: int) -> io.BytesIO:
+    """The HDF5 image in the file, once its digest holds."""
+    facts = disk.calls.stat(path)
+    if not stat.S_ISREG(facts.st_mode):
+        raise CheckpointError(f"{path}: is not a file; give a checkpoint (.h5)")
+    if facts.st_size > limit:
+        raise CheckpointError(f"{path}: has {facts.st_size} bytes, more than the limit of {limit}; is it a checkpoint?")
+    size = facts.st_size - format.TRAILER
+    if size < len(format.SIGNATURE):
+        raise Damaged(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
+    fd = disk.calls.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
+        trailer = b"".join(_pieces(fd, format.TRAILER))
+        if not trailer.startswith(format.MAGIC):
+            raise Damaged(
+                f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
+            )
+        disk.calls.lseek(fd, 0, os.SEEK_SET)
+        digest, image = hashlib.sha256(), io.BytesIO()
+        for piece in _pieces(fd, size):
+            digest.update(piece)
+            image.write(piece)
+    finally:
+        disk.calls.close(fd)
+    if digest.digest() != trailer[len(format.MAGIC) :] or len(image.getbuffer()) != size:
+        raise Damaged(
+            f"{path}: its bytes do not match its SHA-256; the file was damaged after it was written; {_ADVICE}"
+        )
+    if image.getbuffer()[: len(format.SIGNATURE)] != format.SIGNATURE:
+        raise Damaged(f"{path}: is not an HDF5 file; {_ADVICE}")
+    return image
+
+
+_ADVICE = "use another checkpoint, or copy it again from where it came"
+
+
+def _pieces(fd: int, size: int) -> Iterator[bytes]:
+    while size and (piece := disk.calls.read(fd, min(disk.PIECE, size))):
+        size -= len(piece)
+        yield piece
+
+
+@contextmanager
+def _opened(path: Path, image: io.BytesIO) -> Iterator[h5py.File]:
+    """The image as an HDF5 file. What libhdf5 cannot make sense of is Damaged."""
+    try:
+        with h5py.File(image, "r") as file:
+            yield file
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError, ...
+        raise Damaged(f"{path}: its HDF5 structure is broken: {error}; {_ADVICE}") from error

@@ -1,0 +1,78 @@
+"""Rows of a split, gathered into the inputs of a plan and prepared on the way: the table keeps its own dtype."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpbackprop.backend import Array, Backend, random
+from gpbackprop.data.preparation import Preparation
+from gpbackprop.data.split import Split
+from gpbackprop.plan import Plan, Target
+
+
+class Feed:
+    """The table of a split on the device.
+
+    `bind(plan)` gives the plan's target and a call that fills the plan's input, target and weights with the rows of
+    an index array (K, batch):  x = (table[index] - shift) scale.
+    """
+
+    def __init__(self, backend: Backend, split: Split, preparation: Preparation):
+        self.backend, self.preparation = backend, preparation
+        self.inputs, self.targets = backend.array(split.inputs), backend.array(split.targets)
+        self.weights = None if split.weights is None else backend.array(split.weights)
+
+    def bind(self, plan: Plan) -> tuple[Target, Callable[[Array], None]]:
+        prep, rows = self.preparation, (plan.batch,)
+        loads = [
+            _reader(plan, self.inputs, plan.x.value, prep.shift, prep.scale),
+        ]
+        if prep.classes:
+            labels = plan.scratch(rows, np.int64)
+            loads.append(_reader(plan, self.targets, labels))
+            value, classes, scale = labels, len(prep.classes), None
+        else:
+            value, classes = plan.scratch((*rows, *self.targets.shape[1:])), 0
+            loads.append(_reader(plan, self.targets, value, prep.target_shift, prep.target_scale))
+            scale = None if prep.target_scale is None else 1 / prep.target_scale
+        weight = None
+        if self.weights is not None:
+            weight = plan.scratch(rows)
+            loads.append(_reader(plan, self.weights, weight))
+
+        def load(index: Array) -> None:
+            for read in loads:
+                read(index)
+
+        return Target(value, classes, weight, scale), load
+
+
+def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any = None) -> Callable[[Array], None]:
+    """A call that writes (table[index] - shift) scale into `out`."""
+    xp, gather = plan.xp, plan.backend.gather
+    raw = out if table.dtype == out.dtype else plan.scratch(out.shape[1:], table.dtype)
+    shift = None if shift is None or not np.any(shift) else plan.constant(shift)
+    scale = None if scale is None or np.all(np.asarray(scale) == 1) else plan.constant(scale)
+
+    def read(index: Array) -> None:
+        gather(table, index, raw)
+        if raw is not out:
+            out[...] = raw
+        if shift is not None:
+            xp.subtract(out, shift, out=out)
+        if scale is not None:
+            xp.multiply(out, scale, out=out)
+
+    return read
+
+
+def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of an epoch: index arrays (full batches, K, batch) and (K, rest), a function of (seed, epoch)."""
+    n, full = len(split), len(split) // batch
+    if shuffle:
+        rows = np.stack([split.index[random.permutation(n, seed, epoch)] for seed in seeds])
+    else:
+        rows = np.broadcast_to(split.index, (len(seeds), n))
+    whole = rows[:, : full * batch].reshape(len(seeds), full, batch).swapaxes(0, 1)
+    return np.ascontiguousarray(whole), np.ascontiguousarray(rows[:, full * batch :])

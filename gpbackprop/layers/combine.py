@@ -1,0 +1,154 @@
+"""Layers made of layers.
+
+Fan-out lives here: each branch reads a fork of x with a gradient of its own, and the sum of these gradients is a step.
+It is registered before the branches, because backward runs in the reverse order.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import PlainValidator, model_validator
+from pydantic_core import ArgsKwargs
+
+from gpbackprop.layers.base import Layer
+from gpbackprop.plan import Plan, Slot
+from gpbackprop.spec import build, one_of, spec, type_name
+
+
+def trace_row(layers: Sequence[Layer], plan: Plan, x: Slot) -> Slot:
+    """The layers one after the other; each one's path is its place and type, "2-dense"."""
+    for i, layer in enumerate(layers):
+        with plan.scope(f"{i}-{type_name(type(layer))}"):
+            x = layer.trace(plan, x)
+            plan.outputs.append(("/".join(plan.path), x))
+    return x
+
+
+def fork(plan: Plan, x: Slot) -> Slot:
+    """The same value with a gradient of its own."""
+    return Slot(x.value, None if x.grad is None else plan.scratch(x.shape))
+
+
+class Group(Layer):
+    """Takes its layers one after the other, `Chain(a, b)`, as the first field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, data: Any) -> Any:
+        if isinstance(data, ArgsKwargs) and data.args:
+            first = next(iter(cls.__dataclass_fields__))  # type: ignore[attr-defined]
+            return ArgsKwargs((), {**(data.kwargs or {}), first: data.args})
+        return data
+
+
+@spec
+class Chain(Group):
+    """y = f_n(... f_2(f_1(x)))"""
+
+    layers: tuple[one_of(Layer), ...]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *layers: Layer): ...
+
+    def trace(self, plan: Plan, x: Slot) -> Slot:
+        return trace_row(self.layers, plan, x)
+
+
+@spec
+class Residual(Group):
+    """y = x + f(x),  f = the layers in a row;  dx = dy + (df/dx)^T dy   (K. He et al., 2016)"""
+
+    layers: tuple[one_of(Layer), ...]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *layers: Layer): ...
+
+    def trace(self, plan: Plan, x: Slot) -> Slot:
+        xp, inner = plan.xp, fork(plan, x)
+
+        def join():
+            xp.add(f.grad, inner.grad, out=x.grad)
+
+        plan.step(None, join if x.grad is not None else None)
+        f = trace_row(self.layers, plan, inner)
+        plan.expect(f.shape == x.shape, f"inner layers that keep the shape {x.shape}", f.shape)
+        y = Slot(plan.scratch(x.shape), f.grad)  # dy/df = 1: one buffer for both
+
+        def forward():
+            xp.add(x.value, f.value, out=y.value)
+
+        plan.step(forward, None)
+        return y
+
+
+def _branch(value: Any) -> Layer:
+    return Chain(*value) if isinstance(value, list | tuple) else build(Layer, value)
+
+
+@spec
+class Parallel(Group):
+    """y = [f_1(x), f_2(x), ...] joined along the last axis, or their sum;  dx = sum_i (df_i/dx)^T dy_i"""
+
+    branches: tuple[Annotated[Layer, PlainValidator(_branch)], ...]
+    combine: Literal["concat", "sum"] = "concat"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *branches: Layer, combine: Literal["concat", "sum"] = "concat"): ...
+
+    def trace(self, plan: Plan, x: Slot) -> Slot:
+        xp, forks = plan.xp, [fork(plan, x) for _ in self.branches]
+        plan.expect(len(forks) > 0, "at least one branch", "none")
+
+        def join():
+            x.grad[...] = forks[0].grad
+            for branch in forks[1:]:
+                xp.add(x.grad, branch.grad, out=x.grad)
+
+        plan.step(None, join if x.grad is not None else None)
+        outs = []
+        for i, (branch, x_i) in enumerate(zip(self.branches, forks, strict=True)):
+            with plan.scope(f"{i}-{type_name(type(branch))}"):
+                outs.append(branch.trace(plan, x_i))
+        shapes = [out.shape for out in outs]
+        return self._sum(plan, outs, shapes) if self.combine == "sum" else self._concat(plan, outs, shapes)
+
+    def _sum(self, plan, outs, shapes):
+        xp = plan.xp
+        plan.expect(len(set(shapes)) == 1, "branches of one shape to sum", shapes)
+        y = plan.slot(shapes[0])
+
+        def forward():
+            y.value[...] = outs[0].value
+            for out in outs[1:]:
+                xp.add(y.value, out.value, out=y.value)
+
+        def backward():
+            for out in outs:
+                if out.grad is not None:
+                    out.grad[...] = y.grad
+
+        plan.step(forward, backward)
+        return y
+
+    def _concat(self, plan, outs, shapes):
+        plan.expect(len({shape[:-1] for shape in shapes}) == 1, "branches that differ in the last axis alone", shapes)
+        ends = [0, *accumulate(shape[-1] for shape in shapes)]
+        y = plan.slot((*shapes[0][:-1], ends[-1]))
+        values = [y.value[..., a:b] for a, b in pairwise(ends)]
+        grads = [None if y.grad is None else y.grad[..., a:b] for a, b in pairwise(ends)]
+
+        def forward():
+            for out, part in zip(outs, values, strict=True):
+                part[...] = out.value
+
+        def backward():
+            for out, part in zip(outs, grads, strict=True):
+                if out.grad is not None:
+                    out.grad[...] = part
+
+        plan.step(forward, backward)
+        return y

@@ -1,0 +1,285 @@
+"""Floor 2: losses. Each is the loss of a row and its derivative; weights and the mean or sum over rows are shared.
+
+    L = sum_b w_b l_b / sum_b w_b  (reduce = "mean")     or     L = sum_b w_b l_b  (reduce = "sum")
+
+w_b is the row's weight times its class's weight, 1 unless given. With outputs y (batch, ..., outputs) a row is every
+leading index. Targets are numbers (batch, ..., outputs), or class indices (batch, ...), which a loss on vectors reads
+through a table: one-hot, +-1 for the hinge, the second class as 1 where there is one output.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from gpbackprop.backend import Array
+from gpbackprop.errors import ConfigError
+from gpbackprop.backend.functions import sigmoid, softplus
+from gpbackprop.plan import Plan, Slot, Target
+from gpbackprop.spec import Fraction, Positive, spec
+
+
+@spec
+class Loss:
+    """A scalar for each member of the population, and the gradient of it with respect to the outputs."""
+
+    __abstract__ = True
+    low: ClassVar[float] = 0.0  # what a class that is not the row's own is trained towards
+    binary: ClassVar[bool] = True  # one output can stand for two classes
+    threshold: ClassVar[float] = 0.5  # a single output above it means the second class
+    reduce: Literal["mean", "sum"] = "mean"
+    class_weights: tuple[Positive, ...] | None = None
+
+    def rows(self, plan: Plan, y: Slot, t: Array, each: Array):
+        """The closures that write the loss of each row into each (K, R, 1), and its derivative into y.grad (K, R, O)."""
+        raise NotImplementedError
+
+    def probabilities(self, y: np.ndarray) -> np.ndarray:
+        """What `predict --probabilities` prints for the outputs y: by default the outputs themselves."""
+        return y
+
+    def trace(self, plan: Plan, y: Slot, target: Target) -> tuple[Array, Array]:
+        """Register the loss of the outputs `y`; returns the arrays (K, 1, 1) of sum_b w_b l_b and of sum_b w_b."""
+        xp, y = plan.xp, y.rows
+        t, look_up = self._targets(plan, y, target)
+        weight, weigh = self._weights(plan, y, target)
+        each, total = plan.scratch((y.shape[0], 1)), plan.scratch((1, 1))
+        forward_rows, backward_rows = self.rows(plan, y, t, each)
+        if weight is None:
+            mass = plan.constant(np.full((plan.K, 1, 1), y.shape[0]))
+            scale = 1 / y.shape[0] if self.reduce == "mean" else 1
+        else:
+            mass, scale = plan.scratch((1, 1)), plan.scratch((y.shape[0], 1))
+
+        def forward():
+            look_up()
+            forward_rows()
+            if weight is not None:
+                weigh()
+                xp.multiply(each, weight, out=each)
+                xp.sum(weight, axis=1, keepdims=True, out=mass)
+            xp.sum(each, axis=1, keepdims=True, out=total)
+
+        def backward():
+            backward_rows()
+            if weight is not None and self.reduce == "mean":
+                xp.maximum(mass, tiny, out=scale)  # rows that all weigh nothing teach nothing
+                xp.divide(weight, scale, out=scale)
+            elif weight is not None:
+                scale[...] = weight
+            xp.multiply(y.grad, scale, out=y.grad)
+
+        tiny = float(np.finfo(plan.dtype).tiny)
+        plan.step(forward, backward if y.grad is not None else None)
+        return total, mass
+
+    def table(self, classes: int, outputs: int) -> np.ndarray:
+        """The target vector of each class, (classes, outputs)."""
+        return np.where(np.eye(classes) if outputs == classes else np.arange(2)[:, None] == 1, 1.0, self.low)
+
+    def _targets(self, plan: Plan, y: Slot, target: Target):
+        """The targets as vectors (K, R, O), and the call that brings them up to date."""
+        rows, outputs = y.shape
+        if not target.classes:
+            if target.value.size != y.value.size:
+                raise ConfigError(
+                    f"loss: the model gives {outputs} outputs a row, the data has {target.value.shape[-1]} targets; "
+                    f"give the last layer units = {target.value.shape[-1]}"
+                )
+            return target.value.reshape(y.value.shape), lambda: None
+        if outputs != target.classes and not (outputs == 1 and target.classes == 2 and self.binary):
+            raise ConfigError(
+                f"loss: the model gives {outputs} outputs a row, the data has {target.classes} classes; "
+                f"give the last layer units = {target.classes}"
+            )
+        if target.value.size != plan.K * rows:
+            raise ConfigError(
+                f"loss: the model gives {rows // plan.batch} outputs of {outputs} for each row, the data has one class a row; "
+                "put a flatten layer before the first dense layer"
+            )
+        table = plan.constant(self.table(target.classes, outputs))
+        t, labels, gather = plan.scratch((rows, outputs)), target.value.reshape(plan.K, rows), plan.backend.gather
+        return t, lambda: gather(table, labels, t)
+
+    def _weights(self, plan: Plan, y: Slot, target: Target):
+        """The rows' weights (K, R, 1) or None where all are 1, and the call that brings them up to date."""
+        rows, row_weight = y.shape[0], target.weight
+        if row_weight is not None:
+            row_weight = row_weight.reshape(plan.K, rows, 1)
+        if self.class_weights is None:
+            return row_weight, lambda: None
+        if len(self.class_weights) != target.classes:
+            raise ConfigError(
+                f"loss.class_weights: has {len(self.class_weights)} entries, the data has {target.classes or 'no'} classes"
+            )
+        xp, gather = plan.xp, plan.backend.gather
+        table = plan.constant(np.array(self.class_weights)[:, None])
+        weight, labels = plan.scratch((rows, 1)), target.value.reshape(plan.K, rows)
+
+        def weigh():
+            gather(table, labels, weight)
+            if row_weight is not None:
+                xp.multiply(weight, row_weight, out=weight)
+
+        return weight, weigh
+
+
+@spec
+class HalfSquaredError(Loss):
+    """l = 1/2 sum_o (y_o - t_o)^2;  dl/dy_o = y_o - t_o"""
+
+    factor: ClassVar[float] = 0.5
+
+    def rows(self, plan, y, t, each):
+        xp, d, square = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape)
+        factor = self.factor if self.factor else 1 / y.shape[1]
+
+        def forward():
+            xp.subtract(y.value, t, out=d)
+            xp.multiply(d, d, out=square)
+            xp.sum(square, axis=-1, keepdims=True, out=each)
+            xp.multiply(each, factor, out=each)
+
+        def backward():
+            xp.multiply(d, 2 * factor, out=y.grad)
+
+        return forward, backward
+
+
+@spec
+class MeanSquaredError(HalfSquaredError):
+    """l = 1/O sum_o (y_o - t_o)^2;  dl/dy_o = 2/O (y_o - t_o)"""
+
+    factor = 0.0  # 1/O, known when the outputs are
+
+
+@spec
+class MeanAbsoluteError(Loss):
+    """l = 1/O sum_o |y_o - t_o|;  dl/dy_o = sign(y_o - t_o) / O"""
+
+    def rows(self, plan, y, t, each):
+        xp, d, size = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape)
+
+        def forward():
+            xp.subtract(y.value, t, out=d)
+            xp.abs(d, out=size)
+            xp.mean(size, axis=-1, keepdims=True, out=each)
+
+        def backward():
+            xp.sign(d, out=y.grad)
+            xp.multiply(y.grad, 1 / y.shape[1], out=y.grad)
+
+        return forward, backward
+
+
+@spec
+class Huber(Loss):
+    """l = 1/O sum_o h(y_o - t_o),  h(d) = d^2/2 where |d| <= delta, else delta (|d| - delta/2);  h' = clip(d, -delta, delta)
+
+    With c = h'(d): h(d) = c (d - c/2). (P. Huber, 1964)
+    """
+
+    delta: Positive = 1.0
+
+    def rows(self, plan, y, t, each):
+        xp, d, c, h = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape), plan.scratch(y.shape)
+
+        def forward():
+            xp.subtract(y.value, t, out=d)
+            xp.clip(d, -self.delta, self.delta, out=c)
+            xp.multiply(c, 0.5, out=h)
+            xp.subtract(d, h, out=h)
+            xp.multiply(h, c, out=h)
+            xp.mean(h, axis=-1, keepdims=True, out=each)
+
+        def backward():
+            xp.multiply(c, 1 / y.shape[1], out=y.grad)
+
+        return forward, backward
+
+
+@spec
+class SoftmaxCrossEntropy(Loss):
+    """l = -sum_o t_o log p_o,  p = softmax(y),  sum_o t_o = 1;  dl/dy_o = p_o - t_o
+
+    t is one-hot or a distribution over the classes; with label smoothing e, t_o = (1 - e) [o is the class] + e / O.
+    """
+
+    binary = False
+    label_smoothing: Fraction = 0.0
+
+    def table(self, classes, outputs):
+        return (1 - self.label_smoothing) * np.eye(classes) + self.label_smoothing / classes
+
+    def rows(self, plan, y, t, each):
+        xp = plan.xp
+        z, p, column = plan.scratch(y.shape), plan.scratch(y.shape), plan.scratch((y.shape[0], 1))
+
+        def forward():  # l = log(sum_o exp(z_o)) - sum_o t_o z_o,  z = y - max(y)
+            xp.max(y.value, axis=-1, keepdims=True, out=column)
+            xp.subtract(y.value, column, out=z)
+            xp.exp(z, out=p)
+            xp.sum(p, axis=-1, keepdims=True, out=column)
+            xp.divide(p, column, out=p)
+            xp.log(column, out=column)
+            xp.multiply(z, t, out=z)
+            xp.sum(z, axis=-1, keepdims=True, out=each)
+            xp.subtract(column, each, out=each)
+
+        def backward():
+            xp.subtract(p, t, out=y.grad)
+
+        return forward, backward
+
+    def probabilities(self, y):
+        p = np.exp(y - y.max(axis=-1, keepdims=True))
+        return p / p.sum(axis=-1, keepdims=True)
+
+
+@spec
+class BinaryCrossEntropy(Loss):
+    """l = 1/O sum_o log(1 + exp(y_o)) - t_o y_o  for logits y;  dl/dy_o = (1/(1 + exp(-y_o)) - t_o) / O"""
+
+    threshold = 0.0
+
+    def rows(self, plan, y, t, each):
+        xp, a, b = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape)
+
+        def forward():
+            softplus(xp, y.value, a, b)
+            xp.multiply(y.value, t, out=b)
+            xp.subtract(a, b, out=a)
+            xp.mean(a, axis=-1, keepdims=True, out=each)
+
+        def backward():
+            sigmoid(xp, y.value, y.grad)
+            xp.subtract(y.grad, t, out=y.grad)
+            xp.multiply(y.grad, 1 / y.shape[1], out=y.grad)
+
+        return forward, backward
+
+    def probabilities(self, y):
+        return 0.5 + 0.5 * np.tanh(0.5 * y)
+
+
+@spec
+class Hinge(Loss):
+    """l = sum_o max(0, 1 - t_o y_o),  t_o = +-1;  dl/dy_o = -t_o where t_o y_o < 1, else 0"""
+
+    low = -1.0
+    threshold = 0.0
+
+    def rows(self, plan, y, t, each):
+        xp, margin = plan.xp, plan.scratch(y.shape)
+
+        def forward():
+            xp.multiply(y.value, t, out=margin)
+            xp.subtract(1, margin, out=margin)
+            xp.maximum(margin, 0, out=margin)
+            xp.sum(margin, axis=-1, keepdims=True, out=each)
+
+        def backward():
+            xp.sign(margin, out=y.grad)
+            xp.multiply(y.grad, t, out=y.grad)
+            xp.negative(y.grad, out=y.grad)
+
+        return forward, backward
