@@ -27,24 +27,26 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 
 def prepare(extra=""):
-    """Install the package, with the extra `extra` if one is named, unless that was done for this pyproject.toml."""
-    done = VENV / ("installed-" + (extra or "core"))
+    """Install the package, with the extra `extra` if one is named, unless that was done for this pyproject.toml.
+
+    What is said goes to stderr: stdout belongs to the program that is run next.
+    """
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    if done.exists() and done.read_text() == digest and PYTHON.exists():
+    if PYTHON.exists() and any(done.read_text() == digest for done in VENV.glob("installed*" + extra)):
         return
     if not has_pip():
         make()
-    target = ".[" + extra + "]" if extra else "."
-    print("Installing gpbackprop and what it needs into {} (once; it takes a minute) ...".format(VENV), flush=True)
+    print("Installing gpbackprop and what it needs into {} (once; up to a minute) ...".format(VENV), file=sys.stderr)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--retries", "2"]
-    status = subprocess.call(pip + ["--editable", target], cwd=ROOT)
+    target = ".[" + extra + "]" if extra else "."
+    status = subprocess.call(pip + ["--editable", target], cwd=ROOT, stdout=sys.stderr)
     if status:
         sys.exit(
             "pip could not install gpbackprop (exit {}); what it says stands above. The first call needs a network that"
             " reaches a Python package index. Behind a proxy, set HTTPS_PROXY; for a mirror, set PIP_INDEX_URL. Then"
             " call this again.".format(status)
         )
-    done.write_text(digest)
+    (VENV / ("installed-" + extra if extra else "installed")).write_text(digest)
 
 
 def has_pip():
@@ -64,7 +66,7 @@ def make():
                 sys.executable, " and ".join(missing), *sys.version_info[:2]
             )
         )
-    status = subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)], cwd=ROOT)
+    status = subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)], cwd=ROOT, stdout=sys.stderr)
     if status:
         sys.exit("{} -m venv {} failed (exit {}); what it says stands above.".format(sys.executable, VENV, status))
 
