@@ -1,8 +1,10 @@
 """Imports point down only, optional packages wait until they are needed, and help comes at once."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,29 +13,23 @@ import gpbackprop
 
 PACKAGE = Path(gpbackprop.__file__).parent
 
-FLOORS = [
-    {"spec", "backend"},
-    {"plan", "initializers"},
-    {"layers", "losses", "optim", "metrics", "data", "checkpoint"},
-    {"trainer"},
-    {"config"},
-    {"cli"},
-]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FLOOR["errors"] = FLOOR["__version__"] = -1  # the ground, for the rooms of floor 0 too
+FLOORS = {
+    -1: {"errors", "__version__"},  # the ground, for the rooms of floor 0 too
+    0: {"spec", "backend"},
+    1: {"plan", "initializers"},
+    2: {"layers", "losses", "optim", "metrics", "data", "checkpoint"},
+    2.5: {"settings"},  # a stair: the trainer's table, which the config holds too
+    3: {"trainer"},
+    4: {"config"},
+    5: {"cli"},
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 # The front doors, which stand outside the house: `import gpbackprop` and `python -m gpbackprop`.
 DOORS = {"__init__", "__main__"}
 
-CORE = {
-    "gpbackprop",
-    "numpy",
-    "h5py",
-    "click",
-    "tqdm",
-    "pydantic",
-    "pydantic_core",
-}  # pydantic_core comes with pydantic
+DEPENDENCIES = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+CORE = {re.match(r"[\w-]+", text)[0].replace("-", "_") for text in DEPENDENCIES} | {"gpbackprop", "pydantic_core"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
