@@ -23,10 +23,22 @@ import os
 # Whatever is on the machine's HDF5 plugin path stays unloaded. libhdf5 reads this once, when it starts.
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
-from gpbackprop.checkpoint.format import VERSION  # noqa: E402
-from gpbackprop.checkpoint.reader import Checkpoint, read  # noqa: E402
-from gpbackprop.checkpoint.series import best, latest, mark_best, save  # noqa: E402
-from gpbackprop.checkpoint.structure import Damaged, Entry  # noqa: E402
-from gpbackprop.checkpoint.writer import image, write  # noqa: E402
+from gpbackprop.checkpoint.format import VERSION
+from gpbackprop.checkpoint.reader import Checkpoint, read
+from gpbackprop.checkpoint.series import best, latest, mark_best, save
+from gpbackprop.checkpoint.structure import DamagedError, Entry
+from gpbackprop.checkpoint.writer import image, write
 
-__all__ = ["VERSION", "Checkpoint", "Damaged", "Entry", "best", "image", "latest", "mark_best", "read", "save", "write"]
+__all__ = [
+    "VERSION",
+    "Checkpoint",
+    "DamagedError",
+    "Entry",
+    "best",
+    "image",
+    "latest",
+    "mark_best",
+    "read",
+    "save",
+    "write",
+]

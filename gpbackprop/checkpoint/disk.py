@@ -55,8 +55,8 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
         sync(path.parent)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: written, but the disk did not confirm it: {error.strerror or error}. After a power cut the old or "
-            f"the new file may be there, each whole. Check the disk under {path.parent}, then go on with `resume`"
+            f"{path}: written, but the disk did not confirm it: {error.strerror or error}. After a power cut the "
+            f"old or the new file is there, each whole. Check the disk under {path.parent}, then go on with `resume`"
         ) from error
 
 

@@ -18,10 +18,12 @@ LEAVES = ("format", "config", "history")
 GROUPS = ("params", "state", "optimizer", "progress", "preparation")
 DEPTH = 32
 OBJECTS = 50_000
-DTYPES = tuple(np.dtype(f"<{kind}") for kind in "f4 f8 f2 i8 i4 i2 i1 u8 u4 u2 u1".split())
+DTYPES = tuple(map(np.dtype, ("<f4", "<f8", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1")))
 
 CHUNK = 4 << 20
 """The most bytes of one chunk: each chunk has its own checksum."""
+SMALL = 64 << 10
+"""Chunks of fewer bytes, on average, are refused: reading very many takes long."""
 
 _PART = re.compile(r"[A-Za-z0-9_+\-][A-Za-z0-9_+.\-]{0,254}")
 

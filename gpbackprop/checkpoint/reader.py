@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from gpbackprop.checkpoint import disk, format
-from gpbackprop.checkpoint.structure import Damaged, Entry, Walk
+from gpbackprop.checkpoint.structure import DamagedError, Entry, Walk
 from gpbackprop.errors import CheckpointError
 
 Shape = tuple[int | None, ...]
@@ -46,7 +46,7 @@ class Checkpoint:
         try:
             return self._load([path])[path].tobytes().decode()
         except UnicodeDecodeError as error:
-            raise Damaged(f"{self.path}: {path} is not UTF-8 text: {error}") from error
+            raise DamagedError(f"{self.path}: {path} is not UTF-8 text: {error}") from error
 
     def arrays(
         self, section: str = "", expected: Mapping[str, tuple[Shape, Any]] | None = None
@@ -56,8 +56,8 @@ class Checkpoint:
         `expected` gives the shape and dtype that each must have, and names all of them; a length of None is any length:
         {"0-dense/W": ((1, 784, 128), "float32")}. It is compared before an array is read. Without it, what the file
         declares is taken, which is never more than the file holds.
-        Raises CheckpointError with every array that is missing, unexpected or of another shape or dtype; Damaged where a
-        parameter is not finite.
+        Raises CheckpointError with every array that is missing, unexpected or of another shape or dtype;
+        DamagedError where a parameter is not finite.
         """
         prefix = f"{section}/" if section else ""
         found = {path.removeprefix(prefix): entry for path, entry in self.entries.items() if path.startswith(prefix)}
@@ -78,7 +78,7 @@ class Checkpoint:
         arrays = {path: np.asarray(array) for path, array in arrays.items()}
         for path, array in arrays.items():
             if path.startswith("params/") and not np.isfinite(array).all():
-                raise Damaged(f"{self.path}: {path} holds NaN or infinity; use an earlier checkpoint")
+                raise DamagedError(f"{self.path}: {path} holds NaN or infinity; use an earlier checkpoint")
         return arrays
 
 
@@ -100,7 +100,7 @@ def _differences(expected: Mapping[str, tuple[Shape, Any]], found: Mapping[str, 
 def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
     """Check the file at `path`, of at most `limit` bytes, and describe what it holds without reading arrays.
 
-    Raises Damaged where the bytes are not a checkpoint's, and CheckpointError where the file cannot be read or was
+    Raises DamagedError where the bytes are not a checkpoint's, and CheckpointError where the file cannot be read or was
     written by a newer version.
     """
     path = Path(path)
@@ -111,7 +111,7 @@ def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
     except PermissionError as error:
         raise CheckpointError(f"{path}: may not be read by this user; change its permissions") from error
     except OSError as error:
-        raise Damaged(f"{path}: cannot be read: {error.strerror or error}; use another checkpoint") from error
+        raise DamagedError(f"{path}: cannot be read: {error.strerror or error}; use another checkpoint") from error
     with _opened(path, image) as file:
         entries = Walk(path, len(image.getbuffer())).entries(file)
     return Checkpoint(path, entries, image)
@@ -126,13 +126,13 @@ def _verified(path: Path, limit: int) -> io.BytesIO:
         raise CheckpointError(f"{path}: has {facts.st_size} bytes, more than the limit of {limit}; is it a checkpoint?")
     size = facts.st_size - format.TRAILER
     if size < len(format.SIGNATURE):
-        raise Damaged(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
+        raise DamagedError(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
     fd = disk.calls.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
         trailer = b"".join(_pieces(fd, format.TRAILER))
         if not trailer.startswith(format.MAGIC):
-            raise Damaged(
+            raise DamagedError(
                 f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
             )
         disk.calls.lseek(fd, 0, os.SEEK_SET)
@@ -143,11 +143,11 @@ def _verified(path: Path, limit: int) -> io.BytesIO:
     finally:
         disk.calls.close(fd)
     if digest.digest() != trailer[len(format.MAGIC) :] or len(image.getbuffer()) != size:
-        raise Damaged(
+        raise DamagedError(
             f"{path}: its bytes do not match its SHA-256; the file was damaged after it was written; {_ADVICE}"
         )
     if image.getbuffer()[: len(format.SIGNATURE)] != format.SIGNATURE:
-        raise Damaged(f"{path}: is not an HDF5 file; {_ADVICE}")
+        raise DamagedError(f"{path}: is not an HDF5 file; {_ADVICE}")
     return image
 
 
@@ -162,11 +162,11 @@ def _pieces(fd: int, size: int) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(path: Path, image: io.BytesIO) -> Iterator[h5py.File]:
-    """The image as an HDF5 file. What libhdf5 cannot make sense of is Damaged."""
+    """The image as an HDF5 file. What libhdf5 cannot make sense of is DamagedError."""
     try:
         with h5py.File(image, "r") as file:
             yield file
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError, ...
-        raise Damaged(f"{path}: its HDF5 structure is broken: {error}; {_ADVICE}") from error
+        raise DamagedError(f"{path}: its HDF5 structure is broken: {error}; {_ADVICE}") from error

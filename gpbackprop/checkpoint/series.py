@@ -1,7 +1,7 @@
 """The checkpoints of one run, in one directory: `step-000001200.h5`, `last.json`, `best.json`.
 
-One trainer writes a directory at a time, and its steps only grow; keeping a second one out is the run's business. A file
-is never removed before a newer one is on the disk, nor while it is the best one, nor unless it has a name of ours.
+One trainer writes a directory at a time, and its steps only grow; keeping a second one out is the run's business. A
+file is never removed before a newer one is on the disk, nor while it is the best one, nor unless it has a name of ours.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from gpbackprop.checkpoint import disk, writer
 from gpbackprop.checkpoint.reader import Checkpoint, read
-from gpbackprop.checkpoint.structure import Damaged
+from gpbackprop.checkpoint.structure import DamagedError
 from gpbackprop.errors import CheckpointError
 
 Warn = Callable[[str], Any]
@@ -26,8 +26,8 @@ _TEMPORARY = re.compile(r"\.(step-\d{9,}\.h5|last\.json|best\.json)\.[0-9a-f]{16
 def save(directory: Path, step: int, content: writer.Content, keep: int, warn: Warn = warnings.warn) -> Path:
     """Write the checkpoint of `step`, record it in last.json, then remove all but the newest `keep` and the best one.
 
-    The checkpoint is safe once this returns. Raises CheckpointError when it could not be written, or the directory holds
-    a later step; the earlier checkpoints are untouched then. What only keeps an old file from being removed is a warning.
+    The checkpoint is safe once this returns. Raises CheckpointError when it could not be written, or the directory
+    holds a later step; the earlier checkpoints are untouched then. `warn` hears of an old file that stays.
     """
     directory = Path(directory)
     path = directory / f"step-{step:09d}.h5"
@@ -38,7 +38,7 @@ def save(directory: Path, step: int, content: writer.Content, keep: int, warn: W
         newest = max(_steps(directory), default=0)
     except OSError as error:
         raise CheckpointError(f"{directory}: {error.strerror}; make it a directory that this user can write") from error
-    if step > newest or path.exists():
+    if step >= newest:
         digest = writer.write(path, content)
         _record(directory / "last.json", {"file": path.name, "step": step, "sha256": digest})
         _prune(directory, max(keep, 1), warn)
@@ -50,9 +50,9 @@ def save(directory: Path, step: int, content: writer.Content, keep: int, warn: W
 
 
 def mark_best(directory: Path, step: int, metrics: Mapping[str, Any]) -> None:
-    """Record in best.json that the saved checkpoint of `step` is the best so far; `metrics` say by what.
+    """Record in best.json that the saved checkpoint of `step` is the best so far; `metrics` are plain numbers.
 
-    Raises CheckpointError when there is no such checkpoint or the disk refuses; the earlier best.json is untouched then.
+    Raises CheckpointError, with the earlier best.json untouched, when there is no such checkpoint or the disk refuses.
     """
     path = Path(directory) / f"step-{step:09d}.h5"
     if not path.exists():
@@ -61,9 +61,9 @@ def mark_best(directory: Path, step: int, metrics: Mapping[str, Any]) -> None:
 
 
 def best(directory: Path) -> Path | None:
-    """The checkpoint that best.json names, or None where there is no best.json. Raises CheckpointError if it is damaged."""
+    """The checkpoint that best.json names, or None without a best.json. Raises CheckpointError if that is damaged."""
     named = _named(Path(directory) / "best.json")
-    return named and Path(directory) / named
+    return Path(directory) / named if named else None
 
 
 def latest(directory: Path, warn: Warn = warnings.warn) -> Checkpoint | None:
@@ -91,7 +91,7 @@ def latest(directory: Path, warn: Warn = warnings.warn) -> Checkpoint | None:
         path = directory / steps[step]
         try:
             return read(path)
-        except Damaged as error:
+        except DamagedError as error:
             kept = _set_aside(path)
             aside.append(kept)
             warn(f"{error}. Kept as {kept}; falling back to the next older checkpoint")

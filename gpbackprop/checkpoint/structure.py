@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ from gpbackprop.checkpoint import format
 from gpbackprop.errors import CheckpointError
 
 
-class Damaged(CheckpointError):
+class DamagedError(CheckpointError):
     """The bytes of the file are not those of a checkpoint, whoever asks."""
 
 
@@ -41,7 +41,7 @@ class Walk:
         self.found: dict[str, Entry] = {}
 
     def entries(self, file: h5py.File) -> dict[str, Entry]:
-        """Every array by its path, in order. Raises Damaged, or CheckpointError where the file is of a newer version."""
+        """Every array by its path, in order. Raises DamagedError, or CheckpointError for a newer version."""
         root = h5g.open(file.id, b"/")
         links = self._links(root, "")
         self._version(root, links)
@@ -51,24 +51,26 @@ class Walk:
             self._refuse("config", "is missing")
         return dict(sorted(self.found.items()))
 
-    def _refuse(self, name: str, why: str) -> None:
-        raise Damaged(f"{self.path}: /{name[:200]} {why}. The file was not written by gpbackprop; do not trust it")
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise DamagedError(f"{self.path}: /{name[:200]} {why}. The file was not written by gpbackprop; do not trust it")
 
     def _links(self, group: h5g.GroupID, path: str) -> list[str]:
-        names = []
+        links: list[tuple[bytes, int]] = []
 
-        def link(name: bytes, info: Any) -> None:
+        def gather(name: bytes, info: Any) -> bool | None:  # an exception in here would not come out of h5py whole
+            links.append((name, info.type))
+            return len(self.seen) + len(links) > format.OBJECTS or None
+
+        group.links.iterate(gather, info=True)
+        if len(self.seen) + len(links) > format.OBJECTS:
+            self._refuse(path, f"holds one of more than {format.OBJECTS} objects")
+        for name, kind in links:
             at = f"{path}/{ascii(name)[2:-1]}".lstrip("/")
-            if info.type != h5l.TYPE_HARD:
+            if kind != h5l.TYPE_HARD:
                 self._refuse(at, "is a soft or external link, which a checkpoint never has")
-            if len(self.seen) + len(names) > format.OBJECTS:
-                self._refuse(at, f"is one of more than {format.OBJECTS} objects")
             if not name.isascii() or not format.is_name(name.decode()):
                 self._refuse(at, "has a name that a checkpoint never uses")
-            names.append(name.decode())
-
-        group.links.iterate(link, info=True)
-        return names
+        return [name.decode() for name, _ in links]
 
     def _version(self, root: h5g.GroupID, links: list[str]) -> None:
         """Read /format before anything else, so that a newer file is called newer, not broken."""
@@ -92,8 +94,8 @@ class Walk:
             self._refuse("format", f"is not that of {format.NAME}")
         if version > format.VERSION:
             raise CheckpointError(
-                f"{self.path}: has checkpoint format version {version}, and this gpbackprop reads up to {format.VERSION}; "
-                "it was written by a newer gpbackprop: upgrade to that one"
+                f"{self.path}: has checkpoint format version {version}, and this gpbackprop reads up to "
+                f"{format.VERSION}; it was written by a newer gpbackprop: upgrade to that one"
             )
         if h5a.get_num_attrs(root) != 1 or not h5a.exists(root, b"version"):
             self._refuse("", "has other attributes than `version`")
@@ -141,9 +143,10 @@ class Walk:
         if filters != ([h5z.FILTER_FLETCHER32] if layout == h5d.CHUNKED else []):
             self._refuse(path, f"has the HDF5 filters {filters}, expected the checksum (fletcher32) alone")
         kind = dataset.get_type()
-        dtype = next((d for d in format.DTYPES if kind.equal(h5t.py_create(d))), None)
-        if dtype is None or kind.committed():
+        plain = [dtype for dtype in format.DTYPES if kind.equal(h5t.py_create(dtype))]
+        if not plain or kind.committed():
             self._refuse(path, "is not of plain integers or floats")
+        dtype = plain[0]
         space = dataset.get_space()
         if space.get_simple_extent_type() not in (h5s.SCALAR, h5s.SIMPLE):
             self._refuse(path, "has no shape")
@@ -158,6 +161,6 @@ class Walk:
             chunk = plist.get_chunk()
             if not size or len(chunk) != len(shape) or any(c > n for c, n in zip(chunk, shape, strict=True)):
                 self._refuse(path, f"has chunks of {chunk} in a shape of {shape}")
-            if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > 1 + size // (64 << 10):
+            if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > 1 + size // format.SMALL:
                 self._refuse(path, f"is cut into chunks of {chunk}, far too small for {shape}")
         return Entry(shape, dtype)

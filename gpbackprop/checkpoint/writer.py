@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t
+from h5py import h5d, h5g, h5p, h5s, h5t
 
 from gpbackprop.checkpoint import disk, format
 from gpbackprop.errors import CheckpointError
@@ -58,7 +58,9 @@ def image(content: Content) -> memoryview:
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         file.attrs.create("version", format.VERSION, dtype="<i8")
         for path in sorted(parents):
-            file.create_group(path)
+            plist = h5p.create(h5p.GROUP_CREATE)
+            plist.set_obj_track_times(False)
+            h5g.create(file.id, path.encode(), gcpl=plist)
         for path, array in arrays.items():
             _store(file, path, array)
     return buffer.getbuffer()
