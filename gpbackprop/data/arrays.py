@@ -1,0 +1,160 @@
+"""NPZ and HDF5 files: named arrays, `x` and `y` (or `inputs` and `targets`), with test rows beside them.
+
+Neither reader follows a file where it says: no pickles, no links to other files, no virtual or external data, and what
+a header declares is held against the bytes that are there before memory is taken.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from gpbackprop.data.idx import DEFLATE_LIMIT
+from gpbackprop.data.table import Raw, as_table, as_targets, as_weights
+from gpbackprop.errors import DataError
+
+NAMES = {"inputs": ("x", "inputs"), "targets": ("y", "targets")}
+FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: the ones that h5py brings
+
+Find = Callable[[str], np.ndarray | None]
+
+
+def _raw(path: Path, find: Find, part: str, name: Callable[[str], str], target: str | None, weight: str | None) -> Raw:
+    """The rows that `find` finds under the usual names, or under the given names of target and weights."""
+
+    def first(names: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
+        for candidate in map(name, names):
+            if (array := find(candidate)) is not None:
+                return candidate, array
+        return "", None
+
+    inputs_name, inputs = first(NAMES["inputs"])
+    if inputs is None:
+        raise DataError(f"{path}: no inputs {part}; expected an array called {' or '.join(map(name, NAMES['inputs']))}")
+    table = as_table(inputs, str(path), inputs_name)
+    del inputs
+    target_name, y = first((target,) if target else NAMES["targets"])
+    targets = None if y is None else as_targets(y, len(table), str(path), target_name)
+    weights = None
+    if weight is not None:
+        weight_name, w = first((weight,))
+        if w is None:
+            raise DataError(f"{path}: no array {name(weight)!r}, which data.weight names")
+        weights = as_weights(w, len(table), str(path), weight_name)
+    return Raw(str(path), table, targets, weights, (target_name or "y",))
+
+
+def read_npz(path: Path, target: str | None = None, weight: str | None = None) -> dict[str, Raw]:
+    """The parts "train" and, where the file has `x_test`, "test" of the NPZ file `path`.
+
+    Raises DataError when it is no NPZ file, damaged, holds Python objects, or lacks the arrays.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            find = lambda name: _member(path, archive, name)  # noqa: E731
+            parts = {"train": _raw(path, find, "in it", str, target, weight)}
+            test = lambda name: f"{name}_test"  # noqa: E731
+            if any(f"{test(n)}.npy" in archive.namelist() for n in NAMES["inputs"]):
+                parts["test"] = _raw(path, find, "for the test", test, target, weight)
+            return parts
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path}: not an NPZ file, or damaged ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """The array `name` of an NPZ file, or None where there is none."""
+    if f"{name}.npy" not in archive.namelist():
+        return None
+    info = archive.getinfo(f"{name}.npy")
+    try:
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            wanted = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise DataError(f"{path}: {name!r} holds Python objects, which are not read; save numbers or text")
+        if wanted > info.file_size or info.file_size > DEFLATE_LIMIT * (info.compress_size + 1):
+            raise DataError(
+                f"{path}: {name!r} says it has {wanted} bytes, which the file has no room for; it is damaged"
+            )
+        with archive.open(info) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise DataError(f"{path}: {name!r} is not an array of NumPy, or damaged ({error})") from error
+
+
+def read_hdf5(path: Path, target: str | None = None, weight: str | None = None) -> dict[str, Raw]:
+    """The parts "train" and, where there is a group `test`, "test" of the HDF5 file `path`: datasets at its root or in
+    these groups. Raises DataError for a damaged file, a link, and data that is not plainly in the file.
+    """
+    with _hdf5(path) as file:
+        groups = {name: found for name in ("train", "test") if (found := _child(path, file, name)) is not None}
+        groups.setdefault("train", file)
+        parts = {}
+        for part, group in sorted(groups.items(), reverse=True):
+            if not hasattr(group, "keys"):
+                raise DataError(f"{path}: {part!r} is a dataset; expected a group with the datasets x and y")
+            find = lambda name, group=group: _dataset(path, group, name)  # noqa: E731
+            parts[part] = _raw(path, find, f"in {group.name}", str, target, weight)
+        return parts
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator:
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        reason = str(error) if path.is_file() else "there is no such file"
+        raise DataError(f"{path}: not an HDF5 file that can be read ({reason})") from error
+
+
+def _child(path: Path, group, name: str):
+    """What `group` holds under `name`, by a hard link; None where there is nothing."""
+    import h5py
+
+    if "/" in name or name in ("", "."):
+        raise DataError(f"{path}: {name!r} is not the name of a dataset; expected a name without '/'")
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(
+            f"{path}: {name!r} is a link to another place, which is not followed; store the data in the file"
+        )
+    return group[name]
+
+
+def _dataset(path: Path, group, name: str) -> np.ndarray | None:
+    """The values of a dataset whose bytes lie in this file; float64 is read as float32 where the caller keeps that."""
+    import h5py
+
+    data = _child(path, group, name)
+    if data is None:
+        return None
+    if not isinstance(data, h5py.Dataset) or data.shape is None:
+        raise DataError(f"{path}: {name!r} is not a dataset with values")
+    plist = data.id.get_create_plist()
+    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+    if data.is_virtual or plist.get_external_count() or not filters <= FILTERS:
+        raise DataError(f"{path}: {name!r} is external, virtual or packed by a plug-in; store plain data in the file")
+    if data.dtype.kind not in "biufS" or data.dtype.hasobject:
+        raise DataError(f"{path}: {name!r} has the type {data.dtype}; expected numbers, or text of a fixed length")
+    wanted, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
+    if wanted > stored * (DEFLATE_LIMIT if filters else 1):
+        raise DataError(f"{path}: {name!r} says it has {wanted} bytes, but {stored} are stored; it is damaged")
+    if data.dtype.kind == "f" and name in NAMES["inputs"]:
+        with np.errstate(over="ignore"):
+            out = np.empty(data.shape, np.float32)
+            data.read_direct(out)
+        return out
+    return data[()]

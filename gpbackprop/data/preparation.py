@@ -1,0 +1,268 @@
+"""How raw rows become inputs of a network, stored with the model so that raw rows can be predicted on.
+
+encode:     columns -> (N, *row_shape): numbers as they are, a category as one-hot, a missing value as `fill`
+normalise:  x' = (x - shift) scale,     t' = (t - target_shift) target_scale
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from gpbackprop.data.table import BLOCK, Raw, Words, missing
+from gpbackprop.errors import DataError
+from gpbackprop.spec import suggest
+
+
+@dataclass(frozen=True)
+class Column:
+    """An input column: numbers when `categories` is empty, else text that becomes one-hot in their order.
+
+    `fill` stands in for a missing value: the mean, or the most frequent category, of the training rows; where it is
+    None a missing value is an error.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+    fill: float | str | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.categories) or 1
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """All that is needed to predict on raw data.
+
+    `columns` are the inputs of a source with columns, () for a source that is one array. `classes` are the names of the
+    classes as they were given, () for regression. `shift` and `scale` are float64, broadcastable to `row_shape`;
+    `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
+    """
+
+    columns: tuple[Column, ...]
+    target: tuple[str, ...]
+    weight: str | None
+    header: bool
+    classes: tuple[str, ...]
+    row_shape: tuple[int, ...]
+    shift: np.ndarray
+    scale: np.ndarray
+    target_shift: np.ndarray | None = None
+    target_scale: np.ndarray | None = None
+
+    def encode(self, raw: Raw) -> np.ndarray:
+        """The rows of `raw` as (N, *row_shape), uint8 or float32, not normalised yet.
+
+        Raises DataError, with row and column, for a missing value that has no fill, an unknown category, a number that
+        is not finite in float32, or rows of another size.
+        """
+        if isinstance(raw.inputs, dict):
+            x = _encode_columns(self.columns, raw)
+        else:
+            x = raw.inputs
+            if any(column.categories for column in self.columns):
+                raise DataError(f"{raw.where}: the inputs were columns with text; give a CSV file with these columns")
+        size = int(np.prod(self.row_shape))
+        if x[0].size != size:
+            raise DataError(
+                f"{raw.where}: a row has the shape {x.shape[1:]}; expected {self.row_shape} or {size} values in a row"
+            )
+        check_finite(x, raw, [column.name for column in self.columns for _ in range(column.width)])
+        return x.reshape(len(x), *self.row_shape)
+
+    def labels(self, raw: Raw) -> np.ndarray:
+        """The targets of `raw`: (N,) int64 class numbers, or (N, O) float32. Raises DataError, with the row, for a
+        label that is none of the classes, and for a target that is missing or not a number.
+        """
+        if raw.targets is None:
+            raise DataError(f"{raw.where}: there is no target in it")
+        return class_numbers(self.classes, raw) if self.classes else target_numbers(raw)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays that hold all of it: the numbers, and the rest as "text", the bytes of a JSON object."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        text = {k: v for k, v in asdict(replace(self, **dict.fromkeys(_NUMBERS))).items() if k not in _NUMBERS}
+        encoded = json.dumps(text, ensure_ascii=False, sort_keys=True).encode()
+        return {"text": np.frombuffer(encoded, np.uint8), **{k: v for k, v in numbers.items() if v is not None}}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Preparation":
+        """The preparation that `arrays()` wrote. Raises ValueError when they are anything else."""
+        return _from_arrays(arrays)
+
+
+_NUMBERS = ("shift", "scale", "target_shift", "target_scale")
+
+
+def _encode_columns(columns: tuple[Column, ...], raw: Raw) -> np.ndarray:
+    """Columns of numbers and one-hot categories side by side, (N, sum of widths) float32."""
+    x = np.zeros((len(raw), sum(column.width for column in columns)), np.float32)
+    at = 0
+    for column in columns:
+        cells = raw.inputs[column.name]
+        gone = missing(cells)
+        if column.fill is None and gone.any():
+            raise missing_error(raw, int(np.argmax(gone)), column.name)
+        if column.categories:
+            codes = np.concatenate([_positions(column, cells, raw), [-1]])[cells.codes]  # code -1 picks the last
+            if gone.any():
+                codes[gone] = column.categories.index(column.fill)
+            x[np.arange(len(x)), at + codes] = 1
+        else:
+            with np.errstate(over="ignore"):
+                x[:, at] = np.where(gone, column.fill, cells) if gone.any() else cells
+        at += column.width
+    return x
+
+
+def _positions(column: Column, cells: Words, raw: Raw) -> np.ndarray:
+    """The position in `column.categories` of each of the words of `cells`."""
+    known = {word: i for i, word in enumerate(column.categories)}
+    for code, word in enumerate(cells.words):
+        if word not in known and (cells.codes == code).any():
+            row = int(np.argmax(cells.codes == code))
+            raise DataError(
+                f"{raw.place(row)}, column {column.name!r}: {word!r} is none of the categories of the training data"
+                f"{suggest(word, known)}: {', '.join(known)}"
+            )
+    return np.array([known.get(word, -1) for word in cells.words], np.int64)
+
+
+def missing_error(raw: Raw, row: int, column: str) -> DataError:
+    """What is said of a value that is missing and may not be."""
+    return DataError(
+        f'{raw.place(row)}, column {column!r}: the value is missing; fill it in, or train with `missing = "drop"` '
+        'in [data] (leaves such rows out) or `missing = "mean"` (fills in the mean or the most frequent category)'
+    )
+
+
+def check_finite(x: np.ndarray, raw: Raw, names: list[str]) -> None:
+    """Raise DataError, with row and column, when a row of `x` (N, ...) holds NaN or infinity."""
+    if x.dtype == np.uint8:
+        return
+    step = max(1, BLOCK // max(1, x[0].size))
+    for start in range(0, len(x), step):
+        block = x[start : start + step].reshape(min(step, len(x) - start), -1)
+        if not np.isfinite(block).all():
+            row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(block)))
+            name = names[column] if column < len(names) else column
+            raise DataError(
+                f"{raw.place(start + row)}, column {name!r}: {block[row, column]} (as float32); "
+                "expected a finite number below 3.4e38"
+            )
+
+
+def as_number(word: str) -> float | None:
+    """The number a label spells, or None."""
+    try:
+        return None if "_" in word else float(word)
+    except ValueError:
+        return None
+
+
+def class_numbers(classes: tuple[str, ...], raw: Raw) -> np.ndarray:
+    """The class number (N,) of the target of each row, by name or, where all names are numbers, by value."""
+    targets = raw.targets
+    if not isinstance(targets, Words):
+        if targets.shape[1] != 1:
+            raise DataError(
+                f"{raw.where}: a row has {targets.shape[1]} targets; a classification needs one label a row"
+            )
+        values, codes = np.unique(targets[:, 0], return_inverse=True)
+        targets = Words(codes, tuple(f"{v:.0f}" if v == np.round(v) else repr(float(v)) for v in values))
+    if (targets.codes < 0).any():
+        raise DataError(
+            f"{raw.place(int(np.argmax(targets.codes < 0)))}, column {', '.join(raw.target_names)!r}: "
+            'the label is missing; fill it in, or leave such rows out with `missing = "drop"` in [data]'
+        )  # fmt: skip
+    known = {name: i for i, name in enumerate(classes)}
+    if all(as_number(name) is not None for name in classes):
+        by_value = {as_number(name): i for i, name in enumerate(classes)}
+        find = lambda word: known.get(word, by_value.get(as_number(word)))  # noqa: E731
+    else:
+        find = known.get
+    numbers = [find(word) for word in targets.words]
+    for code, word in enumerate(targets.words):
+        if numbers[code] is None and (targets.codes == code).any():
+            row = int(np.argmax(targets.codes == code))
+            raise DataError(
+                f"{raw.place(row)}: the label {word!r} is none of the {len(classes)} classes of the training data"
+                f"{suggest(word, classes)}: {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
+            )
+    return np.array([-1 if n is None else n for n in numbers], np.int64)[targets.codes]
+
+
+def target_numbers(raw: Raw) -> np.ndarray:
+    """The targets of a regression, (N, O) float32."""
+    targets = raw.targets
+    if isinstance(targets, Words):
+        values = np.array([np.nan if (v := as_number(word)) is None else v for word in targets.words] + [np.nan])
+        numbers = values[targets.codes][:, None]
+    else:
+        numbers = targets
+    with np.errstate(over="ignore"):
+        result = numbers.astype(np.float32)
+    if not np.isfinite(result).all():
+        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(result)))
+        found = numbers[row, column]
+        if isinstance(targets, Words):
+            found = repr(targets.words[targets.codes[row]]) if targets.codes[row] >= 0 else "missing"
+        name = raw.target_names[column] if column < len(raw.target_names) else column
+        raise DataError(f"{raw.place(row)}, target {name!r}: {found} is not a finite number, which a regression needs")
+    return result
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
+    wanted, optional = {"text", "shift", "scale"}, {"target_shift", "target_scale"}
+    if not wanted <= set(arrays) <= wanted | optional or len(optional & set(arrays)) == 1:
+        raise ValueError(f"a preparation holds {sorted(wanted)} and perhaps {sorted(optional)}, not {sorted(arrays)}")
+    encoded = arrays["text"]
+    if encoded.dtype != np.uint8 or encoded.ndim != 1:
+        raise ValueError("the text of a preparation is not an array of bytes")
+    try:
+        text = json.loads(encoded.tobytes().decode())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the text of a preparation is not JSON: {error}") from error
+    keys = {"columns", "target", "weight", "header", "classes", "row_shape"}
+    if not isinstance(text, dict) or set(text) != keys:
+        raise ValueError(f"the text of a preparation has other keys than {sorted(keys)}")
+    columns = tuple(_column(item) for item in _list(text["columns"], "columns", dict))
+    shape = tuple(_list(text["row_shape"], "row_shape", int))
+    if not shape or min(shape) < 1 or not isinstance(text["header"], bool):
+        raise ValueError(f"a preparation with the row shape {shape} and the header {text['header']!r}")
+    if columns and sum(column.width for column in columns) != int(np.prod(shape, dtype=object)):
+        raise ValueError(f"the columns of a preparation do not make rows of the shape {shape}")
+    if not isinstance(text["weight"], str | None):
+        raise ValueError("the weight of a preparation is not a name")
+    classes = tuple(_list(text["classes"], "classes", str))
+    if len(set(classes)) != len(classes) or len(classes) == 1:
+        raise ValueError("the classes of a preparation are not at least two different names")
+    numbers = {name: arrays[name] for name in _NUMBERS if name in arrays}
+    for name, a in numbers.items():
+        if a.dtype != np.float64 or not np.isfinite(a).all():
+            raise ValueError(f"{name} of a preparation is not an array of finite float64")
+        if name in ("shift", "scale") and (a.ndim > len(shape) or any(
+            m not in (1, n) for m, n in zip(a.shape[::-1], shape[::-1], strict=False)
+        )):  # fmt: skip
+            raise ValueError(f"{name} of a preparation has the shape {a.shape}, which does not fit rows of {shape}")
+        if name not in ("shift", "scale") and (a.ndim != 1 or classes or a.shape != numbers["target_shift"].shape):
+            raise ValueError(f"{name} of a preparation does not fit its targets")
+    target = tuple(_list(text["target"], "target", str))
+    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers)
+
+
+def _list(value, name: str, kind: type) -> list:
+    if not isinstance(value, list) or any(type(item) is not kind for item in value):
+        raise ValueError(f"{name} of a preparation is not a list of {kind.__name__}")
+    return value
+
+
+def _column(item: dict) -> Column:
+    if set(item) != {"name", "categories", "fill"} or not isinstance(item["name"], str):
+        raise ValueError("a column of a preparation has a name, categories and a fill")
+    categories, fill = tuple(_list(item["categories"], "categories", str)), item["fill"]
+    fits = fill in categories if categories else (type(fill) is float and np.isfinite(fill))
+    if len(set(categories)) != len(categories) or not (fill is None or fits):
+        raise ValueError(f"the column {item['name']!r} of a preparation has wrong categories or a wrong fill")
+    return Column(item["name"], categories, fill)

@@ -1,0 +1,280 @@
+"""The [data] table of a config, and the data set it stands for."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from gpbackprop.data import files
+from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
+from gpbackprop.data.generated import GENERATED, generate
+from gpbackprop.data.idx import read as read_idx
+from gpbackprop.data.moments import filled_columns, moments
+from gpbackprop.data.preparation import (
+    Preparation,
+    as_number,
+    check_finite,
+    class_numbers,
+    missing_error,
+    target_numbers,
+)
+from gpbackprop.data.split import Dataset, Split, digest, partition
+from gpbackprop.data.table import Raw, Words, as_table, as_targets, missing
+from gpbackprop.errors import ConfigError, DataError
+from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Text, Whole, spec
+
+Name = Text | Annotated[int, Field(strict=True)]
+
+
+@spec
+class Data:
+    """Where the rows come from and how they are prepared.
+
+    source      a name of the catalog, or a file .csv .npz .h5 .idx(.gz); a relative path starts at the config's folder
+    target      CSV: the column, by name or position (-1 is the last, the default), or several for a regression;
+                NPZ and HDF5: the array (y or targets); IDX: the file of labels (found by its name)
+    inputs      CSV: the input columns; by default all but target and weight
+    weight      a column or array with a weight for each row
+    task        "auto": text, few whole numbers, or an array of integers are classes; other numbers a regression
+    validation  a fraction of the rows, or a file; test: the same, by default the test rows that the source comes with
+    normalize   "standard" (mean 0, deviation 1 over the training rows), "minmax" (0..1) or "none"
+    missing     "error", "drop" the row, or fill in the "mean", in a column of text the most frequent category, of the
+                training rows (CSV)
+    shape       of a row: "flat", as "stored", or [28, 28, 1]
+    seed        of the split and of generated rows; the seed of the training has no part in it
+    rows, noise of a generated source
+    header      CSV: whether the first row names the columns; "auto": when no cell of it is a number
+    """
+
+    source: Text
+    target: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    inputs: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    weight: Text | None = None
+    task: Literal["auto", "classification", "regression"] = "auto"
+    validation: Fraction | Text = 0.0
+    test: Fraction | Text | None = None
+    normalize: Literal["standard", "minmax", "none"] = "standard"
+    normalize_targets: Literal["standard", "none"] = "none"
+    missing: Literal["error", "drop", "mean"] = "error"
+    shape: Literal["flat", "stored"] | Annotated[tuple[Count, ...], Field(min_length=1)] = "flat"
+    seed: Whole = 0
+    rows: Count | None = None
+    noise: NonNegative | None = None
+    header: Literal["auto"] | Flag = "auto"
+
+
+def load(source: str | Data, base: str | Path | None = None, **fields) -> Dataset:
+    """The data set of a `Data`, or of a name or path and the fields of one: `load("iris", validation=0.2)`.
+
+    A relative path starts at `base`, by default the working directory. Raises DataError for what is wrong with the
+    data, ConfigError for fields that do not fit the source.
+    """
+    data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
+    folder = Path(base or ".")
+    known, parts = _read(data, folder)
+    raw = _usable(parts["train"], data.missing)
+    classes = _classes(data.task, raw)
+    if classes and data.normalize_targets != "none":
+        raise ConfigError(f"data.normalize_targets = {data.normalize_targets!r}: the targets are classes, not numbers")
+    targets = class_numbers(classes, raw) if classes else target_numbers(raw)
+    fractions = _fractions(data, "test" in parts)
+    rows = partition(len(raw), fractions, targets if classes else None, data.seed, raw.where)
+
+    columns = filled_columns(raw, rows["train"], data.missing == "mean") if isinstance(raw.inputs, dict) else ()
+    size = sum(column.width for column in columns) or int(np.prod(raw.inputs.shape[1:]))
+    stored = (known.stored if known else ()) or ((size,) if columns else raw.inputs.shape[1:])
+    preparation = Preparation(
+        columns, raw.target_names, data.weight, raw.header, classes, _row_shape(data.shape, size, stored, raw),
+        np.zeros(1), np.ones(1),
+    )  # fmt: skip
+    x = preparation.encode(raw)
+    if known and known.pixels:
+        x = x.astype(np.uint8, copy=False)
+    preparation = _normalised(preparation, data, x, targets, rows["train"])
+
+    weights = _weights(raw)
+    splits = {name: Split(x, targets, weights, index) for name, index in rows.items()}
+    if "test" in parts and data.test is None:
+        splits["test"] = _whole(preparation, parts["test"], data.missing)
+    for name in ("validation", "test"):
+        if isinstance(path := getattr(data, name), str):
+            splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing)
+    name = known.name if known else Path(data.source).name.split(".")[0]
+    return Dataset(name, splits, preparation, digest(splits))
+
+
+def read_inputs(preparation: Preparation, path: str | Path) -> np.ndarray:
+    """The rows (N, *row_shape) of a CSV, NPZ, HDF5 or IDX file with raw inputs, encoded but not normalised.
+
+    Raises DataError, with row and column, for what the preparation cannot use.
+    """
+    return preparation.encode(files.read_prepared(preparation, Path(path), labelled=False))
+
+
+def read_labelled(preparation: Preparation, path: str | Path, missing: str = "error") -> Split:
+    """The rows of a file with raw inputs and targets, as a split of all of them; `missing = "drop"` leaves out rows.
+
+    Raises DataError as `read_inputs`, and for a label that is none of the classes.
+    """
+    return _whole(preparation, files.read_prepared(preparation, Path(path), labelled=True), missing)
+
+
+def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
+    """The catalog's entry, if the source is one, and its rows."""
+    path = folder / Path(data.source).expanduser()
+    name_only = data.source == Path(data.source).stem and not path.exists()
+    known = entry(data.source) if data.source in CATALOG or name_only else None
+    for key in ("rows", "noise"):
+        if getattr(data, key) is not None and data.source not in GENERATED:
+            raise ConfigError(
+                f"data.{key}: only a generated source has it ({', '.join(GENERATED)}), not {data.source!r}"
+            )
+    options = {"target": data.target, "inputs": data.inputs, "weight": data.weight, "header": data.header}
+    made = known is not None and not known.columns
+    if made or (known is None and files.kind(path) != "csv"):
+        for key, value in {**options, "missing": data.missing}.items():
+            if value not in (None, "auto", "error", "drop") and (made or key not in ("target", "weight")):
+                raise ConfigError(
+                    f"data.{key} = {value!r}: only a source with columns (CSV) has it, not {data.source!r}"
+                )
+    if known is None:
+        return None, files.read(path, **options)
+    if known.name in GENERATED:
+        return known, {"train": generate(known.name, data.seed, data.rows, data.noise)}
+    if known.file:
+        return known, files.read(embedded(known), **{**options, "target": data.target or known.target})
+    found = located(known)
+    if known.columns:
+        return known, files.read(found[0], **options)
+    return known, {"train": _images(found[0], found[1]), "test": _images(found[2], found[3])}
+
+
+def _images(images: Path, labels: Path) -> Raw:
+    x = as_table(read_idx(images), str(images), "the file")
+    return Raw(str(images), x, as_targets(read_idx(labels), len(x), str(labels), "the file"), target_names=("label",))
+
+
+def _fractions(data: Data, stored_test: bool) -> dict[str, float]:
+    """The parts to draw from the rows. The test rows come first: they do not depend on the validation."""
+    if stored_test and data.test:
+        raise ConfigError(f"data.test = {data.test!r}: {data.source!r} comes with its own test rows; leave the key out")
+    asked = {"test": data.test, "validation": data.validation}
+    fractions = {name: part for name, part in asked.items() if part and not isinstance(part, str)}
+    if sum(fractions.values()) >= 1:
+        raise ConfigError(f"data.validation + data.test = {sum(fractions.values())}; expected less than 1")
+    return fractions
+
+
+def _usable(raw: Raw, policy: str) -> Raw:
+    """`raw` without the rows that lack a value ("drop"), or as it is; raises DataError for the first one ("error")."""
+    if policy == "mean":
+        return raw
+    cells = {**raw.inputs} if isinstance(raw.inputs, dict) else {}
+    gone = np.zeros(len(raw), bool)
+    if raw.targets is not None:
+        y = raw.targets
+        cells |= {", ".join(raw.target_names): y if isinstance(y, Words) else np.sum(y, axis=1)}
+    if raw.weights is not None:
+        cells["weight"] = raw.weights
+    if not isinstance(raw.inputs, dict) and raw.inputs.dtype != np.uint8 and policy == "drop":
+        gone |= np.isnan(raw.inputs).any(axis=tuple(range(1, raw.inputs.ndim)))
+    for name, column in cells.items():
+        lacks = missing(column)
+        if policy == "error" and lacks.any():
+            raise missing_error(raw, int(np.argmax(lacks)), name)
+        gone |= lacks
+    if gone.all():
+        raise DataError(f'{raw.where}: every row lacks a value, `missing = "drop"` leaves none; see which column it is')
+    return raw.take(~gone) if gone.any() else raw
+
+
+def _classes(task: str, raw: Raw) -> tuple[str, ...]:
+    """The names of the classes in their order (by value where all are numbers), or () for a regression."""
+    targets = raw.targets
+    if targets is None:
+        raise DataError(f"{raw.where}: no targets; expected an array y or targets, or name it with `target` in [data]")
+    if task == "regression" or (task == "auto" and not isinstance(targets, Words)):
+        return ()
+    if not isinstance(targets, Words):
+        values = np.unique(targets)
+        if targets.shape[1] != 1 or not np.array_equal(values, np.round(values)):
+            raise DataError(f'{raw.where}: task = "classification" needs one whole number or name a row as its label')
+        words = [f"{v:.0f}" for v in values]
+    else:
+        words = [targets.words[code] for code in np.unique(targets.codes[targets.codes >= 0])]
+    values = {word: as_number(word) for word in words}
+    texts = [word for word, value in values.items() if value is None]
+    if task == "auto" and texts and isinstance(targets, Words) and 2 * len(texts) < len(words):
+        row = int(np.argmax(targets.codes == targets.words.index(texts[0])))
+        raise DataError(
+            f"{raw.place(row)}, target {raw.target_names[0]!r}: {texts[0]!r} is not a number, but most targets are; "
+            'correct it, or say `task = "classification"` if they are names'
+        )
+    if not texts:
+        whole = all(value == round(value) for value in values.values() if value is not None and np.isfinite(value))
+        unique: dict[float, str] = {}
+        for word in words:
+            unique.setdefault(values[word], word)  # "1" and "1.0" are one class
+        few = whole and len(unique) <= 20 and 2 * len(unique) <= len(raw)
+        if task == "auto" and not few and raw.lines is not None:
+            return ()
+        classes = tuple(unique[value] for value in sorted(unique))
+    else:
+        classes = tuple(sorted(words))
+    if len(classes) < 2:
+        raise DataError(
+            f"{raw.where}: all rows have the class {', '.join(classes)!r}; expected at least two classes. "
+            'Is `target` the right column? For a regression say `task = "regression"`'
+        )
+    return classes
+
+
+def _row_shape(shape, size: int, stored: tuple[int, ...], raw: Raw) -> tuple[int, ...]:
+    if shape == "flat":
+        return (size,)
+    if shape == "stored":
+        return tuple(stored)
+    if int(np.prod(shape)) != size:
+        raise ConfigError(
+            f"data.shape = {list(shape)}: {int(np.prod(shape))} values, but a row of {raw.where} has {size}"
+        )
+    return tuple(shape)
+
+
+def _normalised(preparation: Preparation, data: Data, x, targets, rows) -> Preparation:
+    """The preparation with the shift and scale of the training rows; one-hot columns stay 0 and 1."""
+    shift, scale = moments(x, rows, data.normalize)
+    one_hot = [bool(column.categories) for column in preparation.columns for _ in range(column.width)]
+    if any(one_hot):
+        keep = np.reshape(one_hot, preparation.row_shape)
+        shift, scale = np.where(keep, 0.0, shift), np.where(keep, 1.0, scale)
+    found = dataclasses.replace(preparation, shift=shift, scale=scale)
+    if data.normalize_targets == "standard":
+        target_shift, target_scale = moments(targets, rows, "standard")
+        found = dataclasses.replace(found, target_shift=target_shift, target_scale=target_scale)
+    return found
+
+
+def _weights(raw: Raw) -> np.ndarray | None:
+    if raw.weights is None:
+        return None
+    check_finite(raw.weights[:, None], raw, ["weight"])
+    weights = raw.weights.astype(np.float32)
+    if (weights < 0).any() or not weights.any():
+        row = int(np.argmin(weights))
+        raise DataError(f"{raw.place(row)}: the weight {weights[row]}; expected weights >= 0, and one above 0")
+    return weights
+
+
+def _whole(preparation: Preparation, raw: Raw, policy: str) -> Split:
+    """All rows of `raw` as a split."""
+    if policy == "drop":
+        raw = _usable(raw, policy)
+    x, targets = preparation.encode(raw), preparation.labels(raw)
+    if len(preparation.classes) == 0 and targets.shape[1] != len(
+        preparation.target_shift if preparation.target_shift is not None else targets[0]
+    ):
+        raise DataError(f"{raw.where}: a row has {targets.shape[1]} targets; the training data has another number")
+    return Split(x, targets, _weights(raw), np.arange(len(x), dtype=np.int64))

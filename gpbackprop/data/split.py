@@ -1,0 +1,104 @@
+"""Splits of a table into training, validation and test rows: index arrays over one table, drawn from a seed."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpbackprop.backend import random
+from gpbackprop.data.preparation import Preparation
+from gpbackprop.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows `index` (n,) of a table that splits share: `inputs` (N, *row_shape) in its own dtype (uint8 or float32),
+    `targets` (N,) int64 class numbers or (N, O) float32, `weights` (N,) float32 or None.
+
+    Inputs and targets are as stored; `Preparation` says how they are normalised when a batch is gathered.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: `splits` holds "train" and, where there is one, "validation" and "test".
+
+    `digest` is the SHA-256 of the content of all splits, in hexadecimal.
+    """
+
+    name: str
+    splits: dict[str, Split]
+    preparation: Preparation
+    digest: str
+
+
+def draw(rows: np.ndarray, count: int, classes: np.ndarray | None, seed: int, part: int) -> np.ndarray:
+    """The mask of `count` of `rows` (indices of a table), drawn by the permutation of (seed, part).
+
+    With `classes` (the class of each of `rows`) every class gives its share of them, rounded up or down, and a class
+    of one row gives it last.
+    """
+    order = random.permutation(len(rows), seed, part)
+    taken = np.zeros(len(rows), bool)
+    if classes is None:
+        taken[order[:count]] = True
+        return taken
+    sizes = np.bincount(classes)
+    share = sizes * (count / len(rows))
+    quota = share.astype(np.int64)
+    # What is left goes to the largest remainders, first where a class keeps a row to train on.
+    for c in np.lexsort((quota - share, quota >= sizes - 1)):
+        if quota.sum() == count:
+            break
+        quota[c] += quota[c] < sizes[c]
+    grouped = order[np.argsort(classes[order], kind="stable")]
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # the place of a row in its class
+    taken[grouped[place < np.repeat(quota, sizes)]] = True
+    return taken
+
+
+def partition(
+    n: int, fractions: dict[str, float], classes: np.ndarray | None, seed: int, where: str
+) -> dict[str, np.ndarray]:
+    """Disjoint, sorted row indices that together are 0..n-1: one array for each of `fractions`, the rest in "train".
+
+    A part has round(fraction n) rows; the first part does not depend on the ones after it. Raises DataError when a part
+    would have no row.
+    """
+    parts, rows = {}, np.arange(n, dtype=np.int64)
+    for part, (name, fraction) in enumerate(fractions.items()):
+        count = int(fraction * n + 0.5)
+        if not 0 < count < len(rows):
+            raise DataError(
+                f"{where}: {name} = {fraction} of {n} rows is {count} and leaves {len(rows) - count} to train on; "
+                "every split needs at least one row"
+            )
+        taken = draw(rows, count, None if classes is None else classes[rows], seed, part)
+        parts[name] = rows[taken]
+        rows = rows[~taken]
+    return {"train": rows, **parts}
+
+
+def digest(splits: dict[str, Split]) -> str:
+    """The SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of all arrays of `splits`."""
+    total, seen = hashlib.sha256(), {}
+    for name in sorted(splits):
+        split = splits[name]
+        for array in (split.inputs, split.targets, split.weights, split.index):
+            if array is None:
+                total.update(f"{name} none\n".encode())
+            elif id(array) in seen:  # a table that splits share is hashed once
+                total.update(f"{name} as {seen[id(array)]}\n".encode())
+            else:
+                seen[id(array)] = len(seen)
+                total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                total.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+    return total.hexdigest()

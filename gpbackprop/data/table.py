@@ -1,0 +1,103 @@
+"""What a reader hands over: the columns of a source as they were read, nothing dropped, filled or scaled."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpbackprop.errors import DataError
+
+BLOCK = 1 << 18  # elements that are converted to float64 at a time
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column of text: row n holds `words[codes[n]]`, and code -1 is a missing value."""
+
+    codes: np.ndarray
+    words: tuple[str, ...]
+
+    def __getitem__(self, rows) -> "Words":
+        return Words(self.codes[rows], self.words)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A source as it was read.
+
+    `inputs` is an array (N, ...) or, from a CSV, a dict of columns: float64 (N,) with NaN for a missing value, or
+    `Words`. `targets` are `Words`, a float array (N, O), or None. `lines` are the line numbers of the rows of a text
+    file, so that an error that is found later still names its line.
+    """
+
+    where: str
+    inputs: np.ndarray | dict[str, np.ndarray | Words]
+    targets: Words | np.ndarray | None = None
+    weights: np.ndarray | None = None
+    target_names: tuple[str, ...] = ()
+    header: bool = True
+    lines: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        if isinstance(self.inputs, dict):
+            return len(self.lines)
+        return len(self.inputs)
+
+    def place(self, row: int) -> str:
+        """Where row `row` is found: "file.csv, line 7", or "file.npz, row 5" (counted from 0)."""
+        return f"{self.where}, row {row}" if self.lines is None else f"{self.where}, line {self.lines[row]}"
+
+    def take(self, rows: np.ndarray) -> "Raw":
+        """The same columns with only `rows` (a mask or indices)."""
+        pick = lambda column: None if column is None else column[rows]  # noqa: E731
+        inputs = {k: pick(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else pick(self.inputs)
+        return replace(
+            self, inputs=inputs, targets=pick(self.targets), weights=pick(self.weights), lines=pick(self.lines)
+        )
+
+
+def missing(column: np.ndarray | Words) -> np.ndarray:
+    """The mask of the rows of a column whose value is missing."""
+    return column.codes < 0 if isinstance(column, Words) else np.isnan(column)
+
+
+def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
+    """`x` (N, ...) in a dtype that a data set keeps: uint8 where every value is a whole number 0..255 of an integer or
+    boolean array, else float32. Raises DataError when `x` holds something else than real numbers, or no rows.
+    """
+    if x.ndim == 0 or x.size == 0:
+        raise DataError(f"{where}: {what} has the shape {x.shape}; expected rows of values along the first axis")
+    if x.ndim == 1:
+        x = x[:, None]
+    if x.dtype.kind == "b" or x.dtype == np.uint8:
+        return np.ascontiguousarray(x.view(np.uint8))
+    if x.dtype.kind in "iu":
+        return np.ascontiguousarray(x, dtype=np.uint8 if x.min() >= 0 and x.max() <= 255 else np.float32)
+    if x.dtype.kind != "f":
+        raise DataError(f"{where}: {what} has the dtype {x.dtype}; expected integers, booleans or real numbers")
+    with np.errstate(over="ignore"):  # an overflow is found as an infinity, with its row and column
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def as_targets(y: np.ndarray, rows: int, where: str, what: str) -> Words | np.ndarray:
+    """The targets in an array: `Words` from (N,) or (N, 1) of integers, booleans or text, else float64 (N, O)."""
+    if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind != "f":
+        y = y[:, 0]
+    if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
+        raise DataError(f"{where}: {what} has the shape {y.shape}; expected ({rows},) or ({rows}, outputs)")
+    if y.dtype.kind in "SUbiu" and y.ndim == 1:
+        values, codes = np.unique(y, return_inverse=True)
+        try:
+            words = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: {what} holds text that is not UTF-8") from error
+        return Words(codes.astype(np.int32), tuple(words))
+    if y.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {what} has the dtype {y.dtype}; expected class labels (N,) or numbers (N, outputs)")
+    return y.reshape(rows, -1).astype(np.float64)
+
+
+def as_weights(w: np.ndarray, rows: int, where: str, what: str) -> np.ndarray:
+    """The weights of the rows (N,) as float64; they are checked after missing rows are gone."""
+    if w.shape != (rows,) or w.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {what} is {w.dtype} of the shape {w.shape}; expected one number a row, ({rows},)")
+    return w.astype(np.float64)
