@@ -20,6 +20,11 @@ class Initializer:
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         raise NotImplementedError
 
+    @classmethod
+    def example(cls) -> "Initializer":
+        """An initializer of this class that can fill the shape (2, 3): what the tests prove it with."""
+        return cls()
+
 
 @spec
 class Zeros(Initializer):
@@ -37,6 +42,10 @@ class Constant(Initializer):
 
     def draw(self, rng, shape):
         return np.full(shape, self.value)
+
+    @classmethod
+    def example(cls):
+        return cls(0.5)
 
 
 @spec
@@ -77,7 +86,9 @@ class Scaled(Initializer):
         outputs = shape[-1] if shape else 1
         inputs = math.prod(shape[-2:-1]) * receptive
         std = self.gain / math.sqrt(self.fan(inputs, outputs * receptive))
-        return rng.normal(0, std, shape) if self.distribution == "normal" else rng.uniform(-1, 1, shape) * (std * math.sqrt(3))
+        if self.distribution == "normal":
+            return rng.normal(0, std, shape)
+        return rng.uniform(-1, 1, shape) * (std * math.sqrt(3))
 
 
 @spec
@@ -106,7 +117,10 @@ class LeCun(Scaled):
 
 @spec
 class Orthogonal(Initializer):
-    """gain Q with Q^T Q = 1 (or Q Q^T = 1 where there are fewer rows), uniform over such matrices (A. Saxe et al., 2014)."""
+    """gain Q with Q^T Q = 1, or Q Q^T = 1 where there are fewer rows; uniform over such matrices.
+
+    (A. Saxe et al., 2014)
+    """
 
     gain: Positive = 1.0
 
@@ -128,6 +142,10 @@ class Given(Initializer):
         if values.shape != tuple(shape):
             raise ShapeError(f"the given values have shape {values.shape}, the parameter has {tuple(shape)}")
         return values
+
+    @classmethod
+    def example(cls):
+        return cls([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 
 
 def _initial(value: Any) -> Initializer:

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from gpbackprop.backend import Array
-from gpbackprop.errors import ConfigError
 from gpbackprop.backend.functions import sigmoid, softplus
+from gpbackprop.errors import ConfigError
 from gpbackprop.plan import Plan, Slot, Target
 from gpbackprop.spec import Fraction, Positive, spec
 
@@ -30,12 +30,17 @@ class Loss:
     class_weights: tuple[Positive, ...] | None = None
 
     def rows(self, plan: Plan, y: Slot, t: Array, each: Array):
-        """The closures that write the loss of each row into each (K, R, 1), and its derivative into y.grad (K, R, O)."""
+        """The closures that write the loss of each row into `each` (K, R, 1), its derivative into y.grad (K, R, O)."""
         raise NotImplementedError
 
     def probabilities(self, y: np.ndarray) -> np.ndarray:
         """What `predict --probabilities` prints for the outputs y: by default the outputs themselves."""
         return y
+
+    @classmethod
+    def example(cls) -> "Loss":
+        """A loss of this class: what the tests prove it with."""
+        return cls()
 
     def trace(self, plan: Plan, y: Slot, target: Target) -> tuple[Array, Array]:
         """Register the loss of the outputs `y`; returns the arrays (K, 1, 1) of sum_b w_b l_b and of sum_b w_b."""
@@ -43,6 +48,8 @@ class Loss:
         t, look_up = self._targets(plan, y, target)
         weight, weigh = self._weights(plan, y, target)
         each, total = plan.scratch((y.shape[0], 1)), plan.scratch((1, 1))
+        mass: Array
+        scale: Array
         forward_rows, backward_rows = self.rows(plan, y, t, each)
         if weight is None:
             mass = plan.constant(np.full((plan.K, 1, 1), y.shape[0]))
@@ -81,9 +88,11 @@ class Loss:
         rows, outputs = y.shape
         if not target.classes:
             if target.value.size != y.value.size:
+                given, wanted = (value.size // (plan.K * plan.batch) for value in (y.value, target.value))
+                flat = rows == plan.batch
                 raise ConfigError(
-                    f"loss: the model gives {outputs} outputs a row, the data has {target.value.shape[-1]} targets; "
-                    f"give the last layer units = {target.value.shape[-1]}"
+                    f"loss: the model gives {given} outputs a row, the data has {wanted} targets; "
+                    + (f"give the last layer units = {wanted}" if flat else "put a flatten layer before the last one")
                 )
             return target.value.reshape(y.value.shape), lambda: None
         if outputs != target.classes and not (outputs == 1 and target.classes == 2 and self.binary):
@@ -93,8 +102,8 @@ class Loss:
             )
         if target.value.size != plan.K * rows:
             raise ConfigError(
-                f"loss: the model gives {rows // plan.batch} outputs of {outputs} for each row, the data has one class a row; "
-                "put a flatten layer before the first dense layer"
+                f"loss: the model gives {rows // plan.batch} outputs of {outputs} for each row, the data has one class "
+                "a row; put a flatten layer before the first dense layer"
             )
         table = plan.constant(self.table(target.classes, outputs))
         t, labels, gather = plan.scratch((rows, outputs)), target.value.reshape(plan.K, rows), plan.backend.gather
@@ -103,22 +112,30 @@ class Loss:
     def _weights(self, plan: Plan, y: Slot, target: Target):
         """The rows' weights (K, R, 1) or None where all are 1, and the call that brings them up to date."""
         rows, row_weight = y.shape[0], target.weight
-        if row_weight is not None:
-            row_weight = row_weight.reshape(plan.K, rows, 1)
         if self.class_weights is None:
-            return row_weight, lambda: None
-        if len(self.class_weights) != target.classes:
+            if row_weight is None:
+                return None, lambda: None
+            if row_weight.size == plan.K * rows:
+                return row_weight.reshape(plan.K, rows, 1), lambda: None
+        elif len(self.class_weights) != target.classes:
             raise ConfigError(
-                f"loss.class_weights: has {len(self.class_weights)} entries, the data has {target.classes or 'no'} classes"
+                f"loss.class_weights: has {len(self.class_weights)} entries, "
+                f"the data has {target.classes or 'no'} classes"
             )
-        xp, gather = plan.xp, plan.backend.gather
-        table = plan.constant(np.array(self.class_weights)[:, None])
-        weight, labels = plan.scratch((rows, 1)), target.value.reshape(plan.K, rows)
+        xp, gather, labels = plan.xp, plan.backend.gather, target.value.reshape(plan.K, -1)
+        table = None if self.class_weights is None else plan.constant(np.array(self.class_weights)[:, None])
+        weight = plan.scratch((rows, 1))
+        if row_weight is not None:  # the weight of a row of the data holds for each of its vectors of outputs
+            row_weight = row_weight.reshape(plan.K, -1, 1)
+            by_row = weight.reshape(plan.K, row_weight.shape[1], -1)
 
         def weigh():
+            if table is None:
+                by_row[...] = row_weight
+                return
             gather(table, labels, weight)
             if row_weight is not None:
-                xp.multiply(weight, row_weight, out=weight)
+                xp.multiply(by_row, row_weight, out=by_row)
 
         return weight, weigh
 
@@ -173,9 +190,9 @@ class MeanAbsoluteError(Loss):
 
 @spec
 class Huber(Loss):
-    """l = 1/O sum_o h(y_o - t_o),  h(d) = d^2/2 where |d| <= delta, else delta (|d| - delta/2);  h' = clip(d, -delta, delta)
+    """l = 1/O sum_o h(y_o - t_o),  h(d) = d^2/2 where |d| <= delta, else delta (|d| - delta/2)
 
-    With c = h'(d): h(d) = c (d - c/2). (P. Huber, 1964)
+    h'(d) = clip(d, -delta, delta). With c = h'(d): h(d) = c (d - c/2). (P. Huber, 1964)
     """
 
     delta: Positive = 1.0

@@ -32,6 +32,11 @@ class Metric:
         """The metric of each member, (K,) or (K, ...), from the tallies on the host."""
         raise NotImplementedError
 
+    @classmethod
+    def example(cls) -> "Metric":
+        """A metric of this class for three classes: what the tests prove it with."""
+        return cls()
+
     def check(self, target: Target) -> None:
         if self.classes_only and not target.classes:
             raise ConfigError(f"train.metrics: {self.name} needs classes, the targets are numbers")
@@ -54,7 +59,7 @@ class Accuracy(Metric):
         count(plan, self.name, hit, target.weight)
 
     def value(self, tallies):
-        return ratio(tallies[self.name], tallies[f"{self.name}/mass"])
+        return ratio(tallies[self.name], tallies[f"{self.name}-mass"])
 
 
 @spec
@@ -88,6 +93,10 @@ class TopK(Metric):
         count(plan, self.name, hit, target.weight)
 
     value = Accuracy.value
+
+    @classmethod
+    def example(cls):
+        return cls(k=2)
 
 
 @spec
@@ -200,9 +209,9 @@ def numbers(plan: Plan, y: Slot, target: Target) -> Array:
 
 
 def count(plan: Plan, name: str, each: Array, weight: Array | None) -> None:
-    """Register the step that adds sum_b w_b each[b] to the tally `name`, and sum_b w_b to `name/mass`."""
+    """Register the step that adds sum_b w_b each[b] to the tally `name`, and sum_b w_b to `name-mass`."""
     xp = plan.xp
-    total, mass = plan.tally(name), plan.tally(f"{name}/mass")
+    total, mass = plan.tally(name), plan.tally(f"{name}-mass")
     part, rows = plan.scratch((), np.float64), each[0].size
     axes = tuple(range(1, each.ndim))
 

@@ -14,6 +14,8 @@ from gpbackprop.spec import Fraction, Positive, spec
 class Activation(Layer):
     """y = f(x), elementwise; dx = dy f'(x)."""
 
+    __abstract__ = True
+
     def apply(self, xp, x, y, t) -> None:
         raise NotImplementedError
 

@@ -13,12 +13,19 @@ class Layer:
     """A function with parameters, written once against the array namespace of a plan.
 
     `trace(plan, x)` asks the plan for parameters and buffers, defines `forward()` and `backward()`, registers the pair
-    and returns the output slot. Forward fills `y.value`; backward fills every parameter's `grad` and, unless it is None,
-    `x.grad`, overwriting what was there. Neither allocates nor reads a value back.
+    and returns the output slot. Forward fills `y.value`; backward fills every parameter's `grad` and, unless it is
+    None, `x.grad`, overwriting what was there. Neither allocates nor reads a value back.
     """
+
+    rowwise: ClassVar[bool] = True  # the same function of each row alone, in training and at inference
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         raise NotImplementedError
+
+    @classmethod
+    def example(cls) -> "tuple[Layer, tuple[int, ...]]":
+        """A small layer of this class and the shape of a row that it takes: what the tests prove the class with."""
+        return cls(), (5,)
 
 
 @spec
@@ -33,10 +40,10 @@ class Parametric(Layer):
     def __post_init__(self):
         for name in (*self.init, *self.freeze):
             if name not in self.parameters:
-                raise ValueError(f"no parameter {name!r}{suggest(name, self.parameters)}; it has {', '.join(self.parameters)}")
+                hint = suggest(name, self.parameters)
+                raise ValueError(f"no parameter {name!r}{hint}; it has {', '.join(self.parameters)}")
 
     def param(self, plan: Plan, name: str, shape: tuple[int, ...], default: Initializer | None = None) -> Slot:
-        """The parameter `name` of this layer, by its `init` or `default`. Weight decay acts on matrices, not on biases."""
+        """The parameter `name`, from its `init` or `default`. Weight decay acts on matrices, not on biases."""
         init = self.init.get(name, default or Zeros())
         return plan.param(name, shape, init, decay=len(shape) > 1, frozen=name in self.freeze)
-

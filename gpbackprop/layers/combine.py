@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import PlainValidator, model_validator
 from pydantic_core import ArgsKwargs
 
+from gpbackprop.backend import Array
+from gpbackprop.layers.activation import Tanh
 from gpbackprop.layers.base import Layer
+from gpbackprop.layers.dense import Dense
 from gpbackprop.plan import Plan, Slot
 from gpbackprop.spec import build, one_of, spec, type_name
 
@@ -32,6 +35,8 @@ def fork(plan: Plan, x: Slot) -> Slot:
 
 class Group(Layer):
     """Takes its layers one after the other, `Chain(a, b)`, as the first field."""
+
+    __abstract__ = True
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +59,10 @@ class Chain(Group):
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         return trace_row(self.layers, plan, x)
+
+    @classmethod
+    def example(cls):
+        return cls(Dense(4, activation=Tanh()), Dense(3)), (5,)
 
 
 @spec
@@ -83,6 +92,10 @@ class Residual(Group):
         plan.step(forward, None)
         return y
 
+    @classmethod
+    def example(cls):
+        return cls(Dense(5), Tanh()), (5,)
+
 
 def _branch(value: Any) -> Layer:
     return Chain(*value) if isinstance(value, list | tuple) else build(Layer, value)
@@ -103,12 +116,14 @@ class Parallel(Group):
         xp, forks = plan.xp, [fork(plan, x) for _ in self.branches]
         plan.expect(len(forks) > 0, "at least one branch", "none")
 
-        def join():
-            x.grad[...] = forks[0].grad
-            for branch in forks[1:]:
-                xp.add(x.grad, branch.grad, out=x.grad)
+        dx: Array = x.grad
 
-        plan.step(None, join if x.grad is not None else None)
+        def join():
+            dx[...] = forks[0].grad
+            for branch in forks[1:]:
+                xp.add(dx, branch.grad, out=dx)
+
+        plan.step(None, join if dx is not None else None)
         outs = []
         for i, (branch, x_i) in enumerate(zip(self.branches, forks, strict=True)):
             with plan.scope(f"{i}-{type_name(type(branch))}"):
@@ -152,3 +167,7 @@ class Parallel(Group):
 
         plan.step(forward, backward)
         return y
+
+    @classmethod
+    def example(cls):
+        return cls(Dense(2), Tanh()), (5,)

@@ -42,3 +42,7 @@ class Dense(Parametric):
 
         plan.step(forward, backward)
         return self.activation.trace(plan, out) if self.activation else out
+
+    @classmethod
+    def example(cls):
+        return cls(3, activation="tanh"), (5,)

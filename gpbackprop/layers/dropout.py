@@ -13,6 +13,7 @@ class Dropout(Layer):
     (N. Srivastava et al., 2014).
     """
 
+    rowwise = False
     rate: Fraction = 0.5
 
     def trace(self, plan: Plan, x: Slot) -> Slot:

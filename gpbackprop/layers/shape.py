@@ -14,6 +14,10 @@ class Flatten(Layer):
     def trace(self, plan: Plan, x: Slot) -> Slot:
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
+    @classmethod
+    def example(cls):
+        return cls(), (2, 3)
+
 
 @spec
 class Reshape(Layer):
@@ -24,3 +28,7 @@ class Reshape(Layer):
     def trace(self, plan: Plan, x: Slot) -> Slot:
         plan.expect(math.prod(x.shape[1:]) == math.prod(self.shape), f"{math.prod(self.shape)} features", x.shape)
         return x.reshape(x.shape[0], *self.shape)
+
+    @classmethod
+    def example(cls):
+        return cls((3, 2)), (6,)

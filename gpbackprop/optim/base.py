@@ -37,6 +37,11 @@ class Optimizer:
     def bind(self, network: Network) -> Update:
         raise NotImplementedError
 
+    @classmethod
+    def example(cls) -> "Optimizer":
+        """An optimizer of this class: what the tests prove it with."""
+        return cls(lr=0.1)
+
 
 def column(network: Network, name: str, value: Any) -> Array:
     """A hyper-parameter as an array (K, 1): one number for all members, or a list with one for each."""

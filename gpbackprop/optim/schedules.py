@@ -11,6 +11,11 @@ class Schedule:
     def factor(self, t: float, T: float) -> float:
         raise NotImplementedError
 
+    @classmethod
+    def example(cls) -> "Schedule":
+        """A schedule of this class: what the tests prove it with."""
+        return cls()
+
 
 @spec
 class Constant(Schedule):
@@ -30,6 +35,10 @@ class Step(Schedule):
     def factor(self, t, T):
         return self.gamma ** math.floor(t / self.every)
 
+    @classmethod
+    def example(cls):
+        return cls(every=2)
+
 
 @spec
 class Exponential(Schedule):
@@ -39,6 +48,10 @@ class Exponential(Schedule):
 
     def factor(self, t, T):
         return self.gamma ** math.floor(t)
+
+    @classmethod
+    def example(cls):
+        return cls(gamma=0.5)
 
 
 @spec
@@ -63,3 +76,7 @@ class Warmup(Schedule):
         if t < self.epochs:
             return self.start + (1 - self.start) * t / self.epochs
         return self.then.factor(t - self.epochs, max(T - self.epochs, 1e-9))
+
+    @classmethod
+    def example(cls):
+        return cls(epochs=2, then=Cosine())

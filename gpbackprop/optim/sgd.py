@@ -19,7 +19,9 @@ class SGD(Optimizer):
 
     def bind(self, network: Network) -> Update:
         xp, w, g = network.backend.xp, network.w, network.g
-        lr, momentum, decay = (column(network, name, getattr(self, name)) for name in ("lr", "momentum", "weight_decay"))
+        lr = column(network, "lr", self.lr)
+        momentum = column(network, "momentum", self.momentum)
+        decay = column(network, "weight_decay", self.weight_decay)
         with_momentum, with_decay = any_of(self.momentum), any_of(self.weight_decay)
         rate, t = xp.empty_like(lr), xp.empty_like(w)
         v = xp.zeros_like(w) if with_momentum else None
@@ -47,6 +49,10 @@ class SGD(Optimizer):
             xp.subtract(w, t, out=w)
 
         return Update(step, lr, rate, {} if v is None else {"velocity": v})
+
+    @classmethod
+    def example(cls):
+        return cls(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
 
 
 def any_of(value) -> bool:
