@@ -286,6 +286,8 @@ def test_wrong_arrays_name_the_place(tmp_path):
             load(save(path, a=X, y=Y))
         with pytest.raises(DataError, match="no targets"):
             load(save(path, x=X))
+        with pytest.raises(DataError, match="no array 'label' with the targets"):
+            load(save(path, x=X, y=Y), target="label")
         with pytest.raises(DataError, match=r"y has the shape \(3,\); expected \(4,\)"):
             load(save(path, x=X, y=Y[:3]))
         with pytest.raises(DataError, match=r"the shape \(0, 3\)"):
@@ -363,6 +365,18 @@ def test_an_array_file_with_columns_of_text_is_sent_to_csv(tmp_path, write):
         data.read_inputs(preparation, save(tmp_path / "rows.npz", x=X))
 
 
+def test_a_test_file_with_another_number_of_targets_is_refused(tmp_path):
+    other = save(tmp_path / "other.npz", x=X, y=X[:, :2])
+    with pytest.raises(DataError, match="test: 2 targets a row, but the training rows have 3"):
+        load(save(tmp_path / "rows.npz", x=X, y=X), test=str(other))
+
+
+def test_an_array_of_targets_with_its_own_name_is_found_again(tmp_path):
+    path = save(tmp_path / "rows.h5", x=X, label=Y)
+    preparation = load(path, target="label").preparation
+    np.testing.assert_array_equal(data.read_labelled(preparation, path).targets, [0, 1, 0, 1])
+
+
 # ---- IDX
 
 
@@ -393,6 +407,7 @@ def test_labels_are_found_beside_the_images(tmp_path, ending):
     np.testing.assert_array_equal(dataset.splits["train"].inputs, images)
     assert dataset.preparation.classes == ("1", "7")
     np.testing.assert_array_equal(data.read_inputs(dataset.preparation, path), images)
+    np.testing.assert_array_equal(data.read_labelled(dataset.preparation, path).targets, [1, 0, 1, 0])
     np.testing.assert_array_equal(load(path, target="t-labels-idx1-ubyte").splits["train"].targets, [1, 0, 1, 0])
 
 

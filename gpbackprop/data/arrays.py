@@ -38,6 +38,8 @@ def _raw(path: Path, find: Find, part: str, name: Callable[[str], str], target: 
     table = as_table(inputs, str(path), inputs_name)
     del inputs
     target_name, y = first((target,) if target else NAMES["targets"])
+    if target and y is None:
+        raise DataError(f"{path}: no array {name(target)!r} with the targets {part}, which data.target names")
     targets = None if y is None else as_targets(y, len(table), str(path), target_name)
     weights = None
     if weight is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpbackprop.data.table import Words
+from gpbackprop.data.table import Cells, Words
 from gpbackprop.errors import DataError
 from gpbackprop.spec import suggest
 
@@ -126,9 +126,9 @@ def scan(path: Path, header: str | bool = "auto") -> Layout:
             header = all(number(cell) is None for cell in cells) and not all(map(is_missing, cells))
         names = tuple(cell.strip() or f"c{i}" for i, cell in enumerate(cells)) if header else ()
         names = names or tuple(f"c{i}" for i in range(width))
-        for name in names:
-            if names.count(name) > 1:
-                raise DataError(f"{path}, line {first[0]}: two columns are called {name!r}; every name must be its own")
+        if len(set(names)) < width:
+            name = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{path}, line {first[0]}: two columns are called {name!r}; every name must be its own")
         numbers, texts, rows = [0] * width, [0] * width, 0
         for line, cells in records if header else chain([first], records):
             if len(cells) != width:
@@ -148,7 +148,7 @@ def scan(path: Path, header: str | bool = "auto") -> Layout:
     return Layout(path, delimiter, bool(header), names, numeric, rows)
 
 
-def read(layout: Layout, kinds: dict[str, bool]) -> tuple[dict[str, np.ndarray | Words], np.ndarray]:
+def read(layout: Layout, kinds: dict[str, bool]) -> tuple[dict[str, Cells], np.ndarray]:
     """The columns named in `kinds`, as numbers where the kind is True and as `Words` where not, and the line of each
     row. Raises DataError, with line and column, for text or an infinity among the numbers.
     """

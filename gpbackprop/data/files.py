@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def _read_idx(path: Path, target: str | None) -> Raw:
         )
     x = as_table(idx.read(path), str(path), "the file")
     return Raw(
-        str(path), x, as_targets(idx.read(labels), len(x), str(labels), "the file of labels"), target_names=("label",)
+        str(path), x, as_targets(idx.read(labels), len(x), str(labels), "the file of labels"), target_names=("y",)
     )
 
 
@@ -106,7 +107,8 @@ def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
         return _columns_of(preparation, path, labelled)
     if found == "idx":
         return _read_idx(path, None) if labelled else Raw(str(path), as_table(idx.read(path), str(path), "the file"))
-    target = preparation.target[0] if labelled and not preparation.columns else None
+    own_name = labelled and not preparation.columns and preparation.target[0] not in arrays.NAMES["targets"]
+    target = preparation.target[0] if own_name else None
     weight = preparation.weight if labelled else None
     parts = (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
     return parts["train"]
@@ -140,6 +142,7 @@ def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     y = None
     if labelled:
         y = cells[targets[0]] if len(targets) == 1 else np.stack([cells[name] for name in targets], axis=1)
+    inputs: Any
     if columns:
         inputs = {name: cells[found] for name, found in zip(wanted, names, strict=True)}
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpbackprop.data.preparation import Column
-from gpbackprop.data.table import BLOCK, Raw, Words, missing
+from gpbackprop.data.table import BLOCK, Cells, Raw, Words, missing
 from gpbackprop.errors import DataError
 
 
@@ -83,7 +83,7 @@ def filled_columns(raw: Raw, rows: np.ndarray, fill: bool) -> tuple[Column, ...]
     return tuple(_column(name, cells, raw, rows, fill) for name, cells in raw.inputs.items())
 
 
-def _column(name: str, cells: np.ndarray | Words, raw: Raw, rows: np.ndarray, fill: bool) -> Column:
+def _column(name: str, cells: Cells, raw: Raw, rows: np.ndarray, fill: bool) -> Column:
     present = cells[rows][~missing(cells[rows])]
     length = len(present.codes) if isinstance(present, Words) else len(present)
     if fill and length == 0:

@@ -5,7 +5,7 @@ normalise:  x' = (x - shift) scale,     t' = (t - target_shift) target_scale
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
@@ -82,7 +82,8 @@ class Preparation:
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays that hold all of it: the numbers, and the rest as "text", the bytes of a JSON object."""
         numbers = {name: getattr(self, name) for name in _NUMBERS}
-        text = {k: v for k, v in asdict(replace(self, **dict.fromkeys(_NUMBERS))).items() if k not in _NUMBERS}
+        text = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NUMBERS}
+        text["columns"] = [asdict(column) for column in self.columns]
         encoded = json.dumps(text, ensure_ascii=False, sort_keys=True).encode()
         return {"text": np.frombuffer(encoded, np.uint8), **{k: v for k, v in numbers.items() if v is not None}}
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -101,6 +101,11 @@ def load(source: str | Data, base: str | Path | None = None, **fields) -> Datase
     for name in ("validation", "test"):
         if isinstance(path := getattr(data, name), str):
             splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing)
+    for name, split in splits.items():
+        if split.targets.shape[1:] != targets.shape[1:]:
+            raise DataError(
+                f"{name}: {split.targets.shape[1]} targets a row, but the training rows have {targets.shape[1]}"
+            )
     name = known.name if known else Path(data.source).name.split(".")[0]
     return Dataset(name, splits, preparation, digest(splits))
 
@@ -131,7 +136,12 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
             raise ConfigError(
                 f"data.{key}: only a generated source has it ({', '.join(GENERATED)}), not {data.source!r}"
             )
-    options = {"target": data.target, "inputs": data.inputs, "weight": data.weight, "header": data.header}
+    options: dict[str, Any] = {
+        "target": data.target,
+        "inputs": data.inputs,
+        "weight": data.weight,
+        "header": data.header,
+    }
     made = known is not None and not known.columns
     if made or (known is None and files.kind(path) != "csv"):
         for key, value in {**options, "missing": data.missing}.items():
@@ -153,7 +163,7 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
 
 def _images(images: Path, labels: Path) -> Raw:
     x = as_table(read_idx(images), str(images), "the file")
-    return Raw(str(images), x, as_targets(read_idx(labels), len(x), str(labels), "the file"), target_names=("label",))
+    return Raw(str(images), x, as_targets(read_idx(labels), len(x), str(labels), "the file"), target_names=("y",))
 
 
 def _fractions(data: Data, stored_test: bool) -> dict[str, float]:
@@ -198,10 +208,10 @@ def _classes(task: str, raw: Raw) -> tuple[str, ...]:
     if task == "regression" or (task == "auto" and not isinstance(targets, Words)):
         return ()
     if not isinstance(targets, Words):
-        values = np.unique(targets)
-        if targets.shape[1] != 1 or not np.array_equal(values, np.round(values)):
+        found = np.unique(targets)
+        if targets.shape[1] != 1 or not np.array_equal(found, np.round(found)):
             raise DataError(f'{raw.where}: task = "classification" needs one whole number or name a row as its label')
-        words = [f"{v:.0f}" for v in values]
+        words = [f"{v:.0f}" for v in found]
     else:
         words = [targets.words[code] for code in np.unique(targets.codes[targets.codes >= 0])]
     values = {word: as_number(word) for word in words}
@@ -216,7 +226,7 @@ def _classes(task: str, raw: Raw) -> tuple[str, ...]:
         whole = all(value == round(value) for value in values.values() if value is not None and np.isfinite(value))
         unique: dict[float, str] = {}
         for word in words:
-            unique.setdefault(values[word], word)  # "1" and "1.0" are one class
+            unique.setdefault(float(word), word)  # "1" and "1.0" are one class
         few = whole and len(unique) <= 20 and 2 * len(unique) <= len(raw)
         if task == "auto" and not few and raw.lines is not None:
             return ()

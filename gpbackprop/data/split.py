@@ -89,7 +89,8 @@ def partition(
 
 def digest(splits: dict[str, Split]) -> str:
     """The SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of all arrays of `splits`."""
-    total, seen = hashlib.sha256(), {}
+    total = hashlib.sha256()
+    seen: dict[int, int] = {}
     for name in sorted(splits):
         split = splits[name]
         for array in (split.inputs, split.targets, split.weights, split.index):

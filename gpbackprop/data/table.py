@@ -1,6 +1,7 @@
 """What a reader hands over: the columns of a source as they were read, nothing dropped, filled or scaled."""
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,22 +21,24 @@ class Words:
         return Words(self.codes[rows], self.words)
 
 
+Cells: TypeAlias = Any  # a column: float64 (N,), NaN where a value is missing, or `Words`
+
+
 @dataclass(frozen=True)
 class Raw:
     """A source as it was read.
 
-    `inputs` is an array (N, ...) or, from a CSV, a dict of columns: float64 (N,) with NaN for a missing value, or
-    `Words`. `targets` are `Words`, a float array (N, O), or None. `lines` are the line numbers of the rows of a text
+    `inputs` is an array (N, ...) or, from a CSV, a dict of columns. `targets` are `Words`, a float array (N, O), or None. `lines` are the line numbers of the rows of a text
     file, so that an error that is found later still names its line.
     """
 
     where: str
-    inputs: np.ndarray | dict[str, np.ndarray | Words]
-    targets: Words | np.ndarray | None = None
+    inputs: Any
+    targets: Any = None
     weights: np.ndarray | None = None
     target_names: tuple[str, ...] = ()
     header: bool = True
-    lines: np.ndarray | None = None
+    lines: Any = None
 
     def __len__(self) -> int:
         if isinstance(self.inputs, dict):
@@ -55,7 +58,7 @@ class Raw:
         )
 
 
-def missing(column: np.ndarray | Words) -> np.ndarray:
+def missing(column: Cells) -> np.ndarray:
     """The mask of the rows of a column whose value is missing."""
     return column.codes < 0 if isinstance(column, Words) else np.isnan(column)
 
