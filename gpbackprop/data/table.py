@@ -28,8 +28,9 @@ Cells: TypeAlias = Any  # a column: float64 (N,), NaN where a value is missing, 
 class Raw:
     """A source as it was read.
 
-    `inputs` is an array (N, ...) or, from a CSV, a dict of columns. `targets` are `Words`, a float array (N, O), or None. `lines` are the line numbers of the rows of a text
-    file, so that an error that is found later still names its line.
+    `inputs` is an array (N, ...) or, from a CSV, a dict of columns. `targets` are `Words`, a float array (N, O), or
+    None. `lines` are the line numbers of the rows of a text file, so that an error that is found later still names
+    its line.
     """
 
     where: str
