@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpbackprop import checkpoint
-from gpbackprop.checkpoint import disk, format
+from gpbackprop.checkpoint import disk, format, structure
 from gpbackprop.errors import CheckpointError
 
 h5py = pytest.importorskip("h5py")
@@ -297,6 +297,16 @@ def by_named_type(file, directory):
     del file["state/type"]
 
 
+def compact(name, dtype, space=h5py.h5s.SCALAR):
+    def build(file, directory):
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_layout(h5py.h5d.COMPACT)
+        kind = h5py.h5t.py_create(np.dtype(dtype))
+        h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(space), plist)
+
+    return build
+
+
 def head(**fields):
     return replaced("format", json.dumps({"format": format.NAME, "version": 1, **fields}).encode())
 
@@ -337,6 +347,7 @@ HOSTILE = {
     "terabytes, contiguous": (put("params/x", (1 << 40,), "f4"), "without checksums"),
     "never written": (unallocated, "more than the file holds"),
     "null": (put("params/x", data=h5py.Empty("f4")), "checksums"),
+    "null, compact": (compact("params/x", "f4", h5py.h5s.NULL), "has no shape"),
     "contiguous": (put("params/x", data=f4), "without checksums"),
     "no checksum": (put("params/x", data=f4, chunks=(4,)), "HDF5 filters"),
     "gzip": (put("params/x", data=np.zeros(1 << 20), chunks=(1 << 20,), compression="gzip"), "HDF5 filters"),
@@ -348,6 +359,7 @@ HOSTILE = {
     "attribute on a group": (attribute("params", "note", 1), "has attributes"),
     "attribute on an array": (attribute("params/0-dense/W", "note", 1), "has attributes"),
     "attribute on /format": (attribute("format", "note", 1), "has attributes"),
+    "attribute of another name": (lambda file, at: h5py.h5a.rename(file.id, b"version", b"note"), "other attributes"),
     "version a text": (attribute("/", "version", "1"), "not an integer"),
     "version an array": (attribute("/", "version", [1, 1]), "not an integer"),
     "versions that differ": (attribute("/", "version", 2), "/format says 1"),
@@ -369,6 +381,7 @@ HOSTILE = {
         lambda file, at: [file.pop("format"), put("format", data=f4, fletcher32=True)(file, at)],
         "text",
     ),
+    "format a single byte": (lambda file, at: [file.pop("format"), compact("format", "u1")(file, at)], "short text"),
     "format too long": (replaced("format", b" " * 5000), "short text"),
     "format not JSON": (replaced("format", b"{"), "is not that of"),
     "format not a table": (replaced("format", b"[1]"), "is not that of"),
@@ -394,6 +407,14 @@ def test_a_hostile_file_is_refused_at_once(tmp_path, kind):
         checkpoint.read(tmp_path / "a.h5")
     assert time.perf_counter() - start < 1
     assert "structure is broken" not in str(error.value)
+
+
+def test_no_more_bytes_are_declared_than_the_file_has(tmp_path):
+    with (
+        h5py.File(io.BytesIO(bytes(checkpoint.image(content())))) as file,
+        pytest.raises(checkpoint.DamagedError, match="more than the file holds"),
+    ):
+        structure.Walk(tmp_path, 400).entries(file)  # more than any one array, less than all
 
 
 def test_a_newer_version_is_named_before_anything_else_about_it(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5f, h5fd, h5g, h5p, h5s, h5t
 
 from gpbackprop.checkpoint import disk, format
 from gpbackprop.errors import CheckpointError
@@ -54,8 +54,7 @@ def image(content: Content) -> memoryview:
             f"more than {format.OBJECTS} objects or {format.LIMIT >> 30} GiB; train a smaller population"
         )
     buffer = io.BytesIO()
-    # "v110" checksums all metadata; link and attribute names in older layouts, and `str` attributes in any, are not.
-    with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
+    with h5py.File(_created(buffer)) as file:
         file.attrs.create("version", format.VERSION, dtype="<i8")
         for path in sorted(parents):
             plist = h5p.create(h5p.GROUP_CREATE)
@@ -64,6 +63,15 @@ def image(content: Content) -> memoryview:
         for path, array in arrays.items():
             _store(file, path, array)
     return buffer.getbuffer()
+
+
+def _created(buffer: io.BytesIO) -> h5f.FileID:
+    """A new HDF5 file in `buffer`, whose bytes do not depend on the time, and whose metadata all have checksums."""
+    creation, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
+    creation.set_obj_track_times(False)
+    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
+    access.set_fileobj_driver(h5fd.fileobj_driver, buffer)
+    return h5f.create(b"checkpoint", h5f.ACC_TRUNC, creation, access)
 
 
 def _checked(path: str, value: np.ndarray | bytes) -> np.ndarray:
