@@ -255,6 +255,7 @@ HOSTILE = {
     "an unknown key": text('"header"', '"footer"'),
     "a column of another kind": text('"categories": []', '"categories": 5'),
     "a fill that is text": text('"fill": 4', '"fill": "4'),
+    "a class that is no text": text('"Gentoo"', "3"),
     "a repeated class": text('"Gentoo"', '"Adelie"'),
     "a fill of no category": text('"fill": "Biscoe"', '"fill": "Mars"'),
     "a row of another shape": text('"row_shape": [10]', '"row_shape": [11]'),

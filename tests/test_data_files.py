@@ -234,8 +234,9 @@ def test_arrays_come_back_under_either_name(tmp_path, name, names):
 def test_bytes_stay_bytes_and_other_numbers_become_float32(tmp_path, name, given, kept):
     path = save(tmp_path / name, x=np.arange(8).reshape(4, 2).astype(given), y=Y)
     assert train(path).inputs.dtype == kept
-    path = save(tmp_path / name, x=np.arange(8).reshape(4, 2) - 1, y=Y)
-    assert train(path).inputs.dtype == np.float32
+    for far in (-1, 249):
+        path = save(tmp_path / name, x=np.arange(8).reshape(4, 2) + far, y=Y)
+        assert train(path).inputs.dtype == np.float32
 
 
 def test_test_rows_beside_the_training_rows_are_the_test_split(tmp_path):
