@@ -1,0 +1,264 @@
+"""Floor 4: a TOML file to the objects of a run, and every mistake in it in one report.
+
+Each line of the report names the file and line, the dotted path, what was found and what is allowed.
+"""
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gpbackprop import initializers, metrics
+from gpbackprop import layers as _layers  # noqa: F401  finds every layer
+from gpbackprop.backend import Backend
+from gpbackprop.data import Data, Dataset, load
+from gpbackprop.data.catalog import CATALOG
+from gpbackprop.errors import ConfigError
+from gpbackprop.layers.base import Layer
+from gpbackprop.layers.combine import Chain
+from gpbackprop.losses import Loss
+from gpbackprop.optim.base import Optimizer
+from gpbackprop.optim.schedules import Schedule
+from gpbackprop.settings import EarlyStopping, Train
+from gpbackprop.spec import Count, Text, Whole, family, one_of, spec, suggest, to_table
+from gpbackprop.trainer import Trainer
+
+FAMILIES = (Layer, Loss, Optimizer, Schedule, initializers.Initializer, metrics.Metric)
+
+
+@spec
+class Config:
+    """One run: what a config file says. See `gpbackprop init` for a commented example."""
+
+    data: Data
+    model: tuple[one_of(Layer), ...]
+    loss: one_of(Loss)
+    optimizer: one_of(Optimizer)
+    train: Train = Train()
+    name: Text = "run"
+    seed: Whole | tuple[Whole, ...] = 0
+    population: Count = 1
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("model: has no layers; add [[model]] tables")
+        if isinstance(self.seed, tuple) and len(self.seed) != self.population:
+            raise ValueError(f"seed: has {len(self.seed)} entries for a population of {self.population}")
+        if not self.name or re.search(r"[/\\\x00-\x1f]", self.name) or self.name.startswith("."):
+            raise ValueError(f"name: {self.name!r} is to be the name of a directory; leave out slashes and a leading dot")
+
+    def trainer(self, device: str | Backend = "auto", base: Path | None = None, data: Dataset | None = None) -> Trainer:
+        """The trainer of this run. `base` is the folder that relative data paths start from."""
+        return Trainer(
+            Chain(*self.model),
+            self.loss,
+            self.optimizer,
+            data or load(self.data, base=base),
+            seed=self.seed,
+            population=self.population,
+            device=device,
+            config=self.text(),
+            **{field.name: getattr(self.train, field.name) for field in dataclasses.fields(self.train)},
+        )
+
+    def text(self) -> str:
+        """The resolved config: TOML with every default written out, which loads again to the same run."""
+        import tomli_w
+
+        table = {key: _untyped(key, value) for key, value in to_table(self).items() if key != "type"}
+        scalars = {key: value for key, value in table.items() if not isinstance(value, dict | list) or key == "seed"}
+        return tomli_w.dumps({**scalars, **{key: value for key, value in table.items() if key not in scalars}})
+
+
+def _untyped(key: str, value: Any) -> Any:
+    """`[data]` and `[train]` are of one class each and carry no `type`."""
+    if key in ("data", "train"):
+        value = {name: item for name, item in value.items() if name != "type"}
+    if key == "train" and "early_stopping" in value:
+        value["early_stopping"] = {name: item for name, item in value["early_stopping"].items() if name != "type"}
+    return value
+
+
+def read(path: Path, settings: Sequence[str] = ()) -> Config:
+    """The config of a file, with `--set` settings "key.path=value" applied. Raises ConfigError with every mistake."""
+    return parse(read_text(path), str(path), settings, path.parent)
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file. Raises ConfigError, with what to do, where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = suggest(path.name, [other.name for other in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        raise ConfigError(f"{path}: there is no such config file{near}; `gpbackprop init NAME` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {reason}") from None
+
+
+def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | None = None) -> Config:
+    """The config in a TOML text; `origin` is what errors call it.
+
+    `base` is the folder that relative data paths start from. They become absolute, so that the resolved config means
+    the same from everywhere; a path in a setting was typed on a command line and starts at the working directory.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"at line (\d+)", str(error))
+        line = where[1] if where else str(text.count("\n") + 1)
+        raise ConfigError(f"{origin}:{line}: is not TOML: {error}") from None
+    changed = [_apply(table, setting) for setting in settings]
+    try:
+        config = TypeAdapter(Config).validate_python(table)
+    except ValidationError as error:
+        raise ConfigError(_report(error, table, text, origin, changed)) from None
+    if base is None:
+        return config
+    keys = ("source", "validation", "test")
+    paths = {key: getattr(config.data, key) for key in keys if isinstance(getattr(config.data, key), str)}
+    source = config.data.source
+    if source in CATALOG or (source == Path(source).stem and not (base / source).exists()):
+        del paths["source"]  # a name of the catalog, or a misspelt one
+    folders = {key: Path() if ("data", key) in changed else base for key in paths}
+    absolute = {key: os.path.abspath(folders[key] / Path(path).expanduser()) for key, path in paths.items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The dotted paths at which two configs differ, with what each of them says."""
+    one, other = _leaves(to_table(a)), _leaves(to_table(b))
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return [f"{key}: {one.get(key, 'not given')!r}, not {other.get(key, 'not given')!r}" for key in keys]
+
+
+def _leaves(table: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted path; a list of plain values is one value."""
+    if isinstance(table, list) and any(isinstance(item, dict) for item in table):
+        table = dict(enumerate(table))
+    if not isinstance(table, dict):
+        return {path: table}
+    prefix = f"{path}." if path else ""
+    return {key: leaf for name, item in table.items() for key, leaf in _leaves(item, f"{prefix}{name}").items()}
+
+
+def _apply(table: dict, setting: str) -> tuple[str, ...]:
+    """Write the setting "model.0.units=32" into the table; returns its path."""
+    key, equals, value = setting.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, for example optimizer.lr=0.1 or model.0.units=32")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    spot: Any = table
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(spot, list):
+            spot = spot[_index(spot, part, path[:depth], setting)]
+        else:
+            spot = spot.setdefault(part, {})
+        if isinstance(spot, str) and "type" not in path[depth + 1 :]:  # a name written short: schedule = "cosine"
+            raise ConfigError(f"--set {setting!r}: {'.'.join(path[: depth + 1])} is {spot!r}, not a table")
+        if not isinstance(spot, dict | list):
+            raise ConfigError(f"--set {setting!r}: {'.'.join(path[: depth + 1])} is {spot!r}, not a table")
+    if isinstance(spot, list):
+        spot[_index(spot, path[-1], path[:-1], setting)] = parsed
+    else:
+        spot[path[-1]] = parsed
+    return path
+
+
+def _index(items: list, part: str, path: tuple[str, ...], setting: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"--set {setting!r}: {'.'.join(path)} has entries 0 to {len(items) - 1}, there is no {part!r}")
+    return int(part)
+
+
+def _report(error: ValidationError, table: dict, text: str, origin: str, changed: list[tuple[str, ...]]) -> str:
+    """One line for each mistake, in the order of the file."""
+    lines = _lines(text)
+    found: dict[tuple, list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = _path(table, item)
+        found.setdefault(path, []).append(_message(item, table, path))
+    rows = []
+    for path, messages in found.items():
+        key = tuple(map(str, path))
+        line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
+        where = "--set" if any(key[: len(c)] == c for c in changed) else f"{origin}:{line}"
+        rows.append((line, f"{where}: {'.'.join(key) or 'config'}: {' or '.join(dict.fromkeys(messages))}"))
+    return "\n".join(row for _, row in sorted(rows, key=lambda row: row[0]))
+
+
+def _path(table: Any, item: Mapping) -> tuple:
+    """The keys and indices of an error's place; pydantic's names of union branches are left out."""
+    path, spot = [], table
+    for i, part in enumerate(item["loc"]):
+        last = i == len(item["loc"]) - 1
+        if isinstance(spot, Mapping) and part in spot or isinstance(spot, list) and isinstance(part, int) and part < len(spot):
+            path.append(part)
+            spot = spot[part]
+        elif last and item["type"] in ("missing", "unexpected_keyword_argument"):
+            path.append(part)
+    return tuple(path)
+
+
+def _message(item: Mapping, table: dict, path: tuple) -> str:
+    kind, message = item["type"], item["msg"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "unexpected_keyword_argument":
+        allowed = _allowed(table, path[:-1])
+        return f"unknown key{suggest(str(path[-1]), allowed)}; allowed: {', '.join(allowed)}"
+    if kind.startswith("spec_"):
+        return message
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    return f"found {item['input']!r}, {message.replace('Input should be', 'expected')}"
+
+
+def _allowed(table: dict, path: tuple) -> list[str]:
+    """The keys that the table at `path` may have."""
+    classes: dict[tuple, type] = {(): Config, ("data",): Data, ("train",): Train, ("train", "early_stopping"): EarlyStopping}
+    cls, spot = classes.get(path), table
+    for part in path:
+        spot = spot[part]
+    if cls:
+        return [field.name for field in dataclasses.fields(cls)]
+    name = spot.get("type") if isinstance(spot, Mapping) else spot
+    roots = {"model": Layer, "loss": Loss, "optimizer": Optimizer, "train": metrics.Metric}
+    first = Schedule if "schedule" in path else initializers.Initializer if "init" in path else roots[path[0]]
+    known = next((family(base)[name] for base in (first, *FAMILIES) if name in family(base)), None)
+    return ["type", *(field.name for field in dataclasses.fields(known))] if known else ["type"]
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of each key and table header: {("model", "1", "units"): 12, ...}."""
+    lines: dict[tuple[str, ...], int] = {(): 1}
+    here: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
+            path: tuple[str, ...] = ()
+            for part in _split(header[2]):
+                path += (part,)
+                if path in counts and not (header[1] == "[[" and path == _split(header[2])):
+                    path += (str(counts[path]),)
+            if header[1] == "[[":
+                counts[path] = counts.get(path, -1) + 1
+                path += (str(counts[path]),)
+            here = path
+            lines[here] = number
+        elif key := re.match(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line):
+            lines.setdefault((*here, *_split(key[1])), number)
+    return lines
+
+
+def _split(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", dotted))

@@ -1,0 +1,101 @@
+"""Floor 5: a trained network from a checkpoint: predictions on raw data, and evaluation."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from gpbackprop import checkpoint
+from gpbackprop.backend import Backend, select
+from gpbackprop.config import Config, parse
+from gpbackprop.data import Preparation, Split
+from gpbackprop.errors import CheckpointError, UsageError
+from gpbackprop.layers.combine import Chain
+from gpbackprop.plan import Network
+from gpbackprop.run import is_run, log
+from gpbackprop.trainer import Evaluation, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network of a checkpoint with the preparation of its data: `load("runs/digits")`."""
+
+    path: Path
+    config: Config
+    network: Network
+    preparation: Preparation
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, () for regression."""
+        return self.preparation.classes
+
+    def outputs(self, inputs: np.ndarray) -> np.ndarray:
+        """The outputs (K, N, outputs...) for N prepared rows `inputs` (N, *row_shape), not normalised yet.
+
+        Targets that were normalised for training come back in their own units.
+        """
+        targets = np.zeros(len(inputs), np.int64) if self.classes else np.zeros((len(inputs), *self.network.output_shape))
+        split = Split(inputs, targets, None, np.arange(len(inputs)))
+        y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
+        scale, shift = self.preparation.target_scale, self.preparation.target_shift
+        return y if scale is None else y / scale + shift
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """The predicted class indices (K, N), or for a regression the outputs (K, N, outputs)."""
+        y = self.outputs(inputs)
+        if not self.classes:
+            return y
+        return (y[..., 0] > self.config.loss.threshold).astype(np.int64) if y.shape[-1] == 1 else y.argmax(axis=-1)
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """The probability (K, N, classes) of each class. Raises UsageError for a regression."""
+        if not self.classes:
+            raise UsageError(f"{self.path}: predicts numbers, which have no probabilities; leave --probabilities out")
+        p = self.config.loss.probabilities(self.outputs(inputs))
+        return np.concatenate([1 - p, p], axis=-1) if p.shape[-1] == 1 else p
+
+    def evaluate(self, split: Split) -> Row:
+        """The loss and metrics on labelled rows: a number each, or a list with one for each member."""
+        metrics = self.config.train.metrics_for(self.classes)
+        with np.errstate(all="ignore"):
+            return Evaluation(self.network, self.config.loss, metrics, split, self.preparation)()
+
+
+def find(path: str | Path, best: bool = False) -> checkpoint.Checkpoint:
+    """The checkpoint of a run directory (the newest whole one, or the best) or of a file. Raises CheckpointError."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such run directory or checkpoint file")
+    if path.is_file():
+        return checkpoint.read(path)
+    folder = path / "checkpoints" if is_run(path) else path
+    if best and (chosen := checkpoint.best(folder)):
+        return checkpoint.read(chosen)
+    found = checkpoint.latest(folder, warn=log.warning)
+    if not found:
+        raise CheckpointError(f"{path}: holds no checkpoint yet; train first, or name another run directory or file")
+    return found
+
+
+def load(path: str | Path, device: str | Backend = "cpu", best: bool = False) -> Model:
+    """The model of a run directory or checkpoint file. Raises CheckpointError where it is damaged or does not fit."""
+    return from_checkpoint(find(path, best), device)
+
+
+def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu") -> Model:
+    """The model in a checkpoint. Raises CheckpointError where its parameters are not those that its config describes."""
+    config = parse(found.config, f"{found.path} /config")
+    try:
+        preparation = Preparation.from_arrays(found.arrays("preparation"))
+    except ValueError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
+    seeds = (0,) * config.population
+    backend = select(device) if isinstance(device, str) else device
+    network = Network(Chain(*config.model), preparation.row_shape, backend, seeds, config.train.dtype)
+    for room, flat, array in (("params", network.params, network.w), ("state", network.states, network.state)):
+        views = flat.views(array)
+        expected = {name: (view.shape, network.dtype) for name, view in views.items()}
+        for name, value in found.arrays(room, expected).items():
+            network.backend.stage(value, views[name])
+    return Model(found.path, config, network, preparation)

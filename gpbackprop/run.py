@@ -1,0 +1,292 @@
+"""Floor 5: one run and its directory.
+
+    config.toml            as given                      config.resolved.toml   every default written out; loads again
+    run.json               versions, device, digest      metrics.jsonl          one object an epoch
+    log.txt                what was said                 checkpoints/           step-000001200.h5, last.json, best.json
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpbackprop
+from gpbackprop import checkpoint
+from gpbackprop.backend import Backend
+from gpbackprop.config import Config, parse, read_text
+from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
+from gpbackprop.trainer import Hook, Row, Trainer
+
+log = logging.getLogger("gpbackprop")
+
+INTERRUPTED, PREEMPTED, OUT_OF_MEMORY = 130, 75, 7
+
+
+class Run:
+    """A trainer and the directory that it leaves behind.
+
+    `Run.start` makes a directory, `Run.open` continues one from its newest whole checkpoint; `train()` goes on until the
+    epochs are done or a signal asks it to stop, and returns the exit code.
+    """
+
+    def __init__(self, path: Path, config: Config, trainer: Trainer):
+        self.path, self.config, self.trainer = path, config, trainer
+
+    @classmethod
+    def start(cls, path: Path, config: Config, given: str, device: str | Backend = "auto") -> "Run":
+        """A new run in an empty or missing directory; `given` is the config's text as the user wrote it."""
+        if is_run(path):
+            raise UsageError(f"{path} holds a run already; add --resume to continue it, or choose another --run-dir")
+        trainer = config.trainer(device)  # before anything is written: most mistakes end here
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "config.toml").write_text(given, encoding="utf-8")
+            _replace(path / "config.resolved.toml", config.text())  # last: it makes the directory a run
+        except OSError as error:
+            raise UsageError(f"{path}: the run directory cannot be made: {error.strerror or error}") from None
+        return cls(path, config, trainer)
+
+    @classmethod
+    def open(cls, path: Path, device: str | Backend = "auto", epochs: int | None = None) -> "Run":
+        """The run in `path`, at its newest whole checkpoint; at its start where it has none yet.
+
+        `epochs` is a new number of epochs to end with; it is written to the resolved config, so that whoever resumes the
+        run the next time means the same. Raises DataError where the data are not those that the run began with.
+        """
+        config = stored_config(path)
+        if epochs is not None and epochs != config.train.epochs:
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+        run = cls(path, config, config.trainer(device))
+        data, known = run.trainer.data, read_facts(path).get("data_digest")
+        if known not in (None, data.digest):
+            raise DataError(
+                f"{data.name}: the rows differ from those that the run {path} began with; bring the old ones back "
+                "(or the version of gpbackprop that is in its run.json), or train anew in another directory"
+            )
+        found = checkpoint.latest(path / "checkpoints", warn=log.warning)
+        if found:
+            restore(run.trainer, found)
+        _replace(path / "config.resolved.toml", config.text())
+        run._cut_metrics()
+        return run
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _cut_metrics(self) -> None:
+        """Drop what was recorded after the checkpoint, and a torn last line."""
+        rows = [row for row in read_metrics(self.metrics_file) if row["epoch"] <= self.trainer.epoch]
+        _replace(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def train(self, epochs: int | None = None, hooks: Sequence[Hook] = ()) -> tuple[int, Row]:
+        """Train and save; returns the exit code (0, 75 after SIGTERM, 130 after Ctrl-C) and the outcome for --json."""
+        start, code = time.perf_counter(), 1
+        session = {"start": now(), "end": None, "device": self.trainer.backend.name, "exit_code": None}
+        sessions = [*read_facts(self.path).get("sessions", []), session]
+        self._write_facts(sessions)
+        try:
+            with log_file(self.path / "log.txt"), stopping_at_signals(self.trainer) as received:
+                recorder = Recorder(self)
+                self.trainer.fit(epochs, hooks=[recorder, *hooks])
+                recorder.save()
+                code = received[0] if received else 0
+                outcome = self.outcome(time.perf_counter() - start, evaluate=not code)
+        except (GPError, MemoryError) as error:
+            code = error.exit_code if isinstance(error, GPError) else OUT_OF_MEMORY
+            raise
+        finally:
+            session |= {"end": now(), "exit_code": code}
+            self._write_facts(sessions)
+        return code, outcome
+
+    def outcome(self, seconds: float, evaluate: bool = True) -> Row:
+        """What --json prints: where the run lies, how far it came, and the results on each split."""
+        trainer = self.trainer
+        last = trainer.history[-1] if trainer.history else {}
+        results: Row = {"train": {}, "validation": {}}
+        for name, value in last.items():
+            split, _, metric = name.partition("_")
+            if split in results:
+                results[split][metric] = value
+        if evaluate and "test" in trainer.data.splits:
+            with np.errstate(all="ignore"):
+                results["test"] = trainer.evaluate("test")
+        return {
+            "run_dir": str(self.path),
+            "device": trainer.backend.name,
+            "epochs": trainer.epoch,
+            "steps": trainer.step,
+            "seconds": seconds,
+            **{split: metrics for split, metrics in results.items() if metrics},
+        }
+
+    def _write_facts(self, sessions: list[dict]) -> None:
+        trainer = self.trainer
+        facts: dict[str, Any] = {
+            "name": self.config.name,
+            "gpbackprop": gpbackprop.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+            "device": trainer.backend.name,
+            "device_description": trainer.backend.description,
+            "seeds": list(trainer.seeds),
+            "parameters": trainer.network.parameter_count,
+            "data": trainer.data.name,
+            "data_digest": trainer.data.digest,
+            "arguments": sys.argv,
+            "sessions": sessions,
+        }
+        _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+class Recorder(Hook):
+    """Appends each epoch to metrics.jsonl and saves checkpoints when they are due."""
+
+    def __init__(self, run: Run):
+        self.run, self.trainer = run, run.trainer
+        self.saved = self.trainer.step
+
+    def on_epoch(self, trainer: Trainer, row: Row) -> None:
+        with open(self.run.metrics_file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        is_best = trainer.best.get("epoch") == trainer.epoch
+        if is_best or trainer.epoch % trainer.train.checkpoint_every == 0:
+            self.save()
+        if is_best:
+            checkpoint.mark_best(self.directory, trainer.step, {"metric": trainer.monitor, **trainer.best})
+
+    @property
+    def directory(self) -> Path:
+        return self.run.path / "checkpoints"
+
+    def save(self) -> None:
+        """Save the present step, unless it is saved already."""
+        if self.saved != self.trainer.step or not any(self.directory.glob("step-*.h5")):
+            checkpoint.save(
+                self.directory, self.trainer.step, self.trainer.content(), self.trainer.train.keep, warn=log.warning
+            )
+            self.saved = self.trainer.step
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory."""
+    return (path / "config.resolved.toml").is_file()
+
+
+def stored_config(path: Path) -> Config:
+    """The config of the run in `path`. Raises UsageError where there is no run."""
+    if not is_run(path):
+        found = "it has no config.resolved.toml" if path.is_dir() else "there is no such directory"
+        raise UsageError(f"{path} is not a run directory: {found}")
+    return parse(read_text(path / "config.resolved.toml"), str(path / "config.resolved.toml"))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the run.json of a run directory says; nothing where there is none, or none that can be read."""
+    try:
+        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file, unless it says the same already; a crash leaves the old or the new text."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The whole lines of a metrics.jsonl; nothing where there is no such file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
+    """Put the trainer where the checkpoint was written. Raises CheckpointError where they do not fit each other."""
+    expected = {path: (array.shape, array.dtype) for path, array in trainer.content().items() if hasattr(array, "dtype")}
+    expected |= {path: ((None,), np.uint8) for path in ("config", "format", "history", "preparation/text")}
+    arrays = found.arrays("", {path: entry for path, entry in expected.items() if path in found.entries or path != "format"})
+    if tuple(arrays["progress/seeds"].tolist()) != trainer.seeds:
+        raise CheckpointError(f"{found.path}: was trained with seeds {arrays['progress/seeds'].tolist()}")
+    trainer.restore(arrays)
+
+
+def fresh_directory(name: str, root: Path = Path("runs")) -> Path:
+    """runs/NAME, or runs/NAME-2, -3, ... where that is taken."""
+    path, count = root / name, 1
+    while path.exists() and any(path.iterdir()):
+        count += 1
+        path = root / f"{name}-{count}"
+    return path
+
+
+@contextmanager
+def stopping_at_signals(trainer: Trainer):
+    """Ctrl-C and SIGTERM stop the trainer at the next step boundary; a second one ends the program at once.
+
+    Yields a list that holds the exit code once a signal came.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+        trainer.stop_requested = True
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller's signals are the caller's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def log_file(path: Path):
+    """What is logged inside goes to `path` too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    except Exception as error:  # the log has the whole story, the screen a sentence
+        known = isinstance(error, GPError)
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None if known else sys.exc_info())
+        handler.handle(record)
+        error.logged_in = path  # type: ignore[attr-defined]
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

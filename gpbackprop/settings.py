@@ -1,0 +1,47 @@
+"""Floor 3: the `[train]` table, which the trainer reads and the config holds."""
+
+from typing import Literal
+
+from gpbackprop.metrics import R2, Accuracy, MeanAbsoluteError, Metric
+from gpbackprop.spec import Count, Flag, NonNegative, Text, one_of, spec
+
+
+@spec
+class EarlyStopping:
+    """Stop when `monitor` has not improved by more than `min_delta` for `patience` epochs.
+
+    `monitor` is a column of the history; without it the validation loss, or the training loss where there is no
+    validation split. Losses and errors shall fall, other metrics rise. In a population the mean over the members counts.
+    """
+
+    patience: Count
+    min_delta: NonNegative = 0.0
+    monitor: Text | None = None
+
+
+@spec
+class Train:
+    """How long, in what batches, and what is counted.
+
+    `batch_size` is a number of rows or "full"; the last batch of an epoch is short where the rows do not divide evenly.
+    `checkpoint_every` counts epochs; `keep` is the number of checkpoints kept beside the best one.
+    """
+
+    epochs: Count = 10
+    batch_size: Count | Literal["full"] = 64
+    shuffle: Flag = True
+    dtype: Literal["float32", "float64"] = "float32"
+    metrics: tuple[one_of(Metric), ...] | None = None
+    early_stopping: EarlyStopping | None = None
+    checkpoint_every: Count = 1
+    keep: Count = 3
+
+    def metrics_for(self, classes: tuple[str, ...]) -> tuple[Metric, ...]:
+        """The metrics of an evaluation: those given, or accuracy for classes, R2 and mean absolute error for numbers."""
+        if self.metrics is not None:
+            return self.metrics
+        return (Accuracy(),) if classes else (R2(), MeanAbsoluteError())
+
+    def running(self, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        """Those that are cheap enough to be counted in every training step."""
+        return tuple(metric for metric in metrics if isinstance(metric, Accuracy))
