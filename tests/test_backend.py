@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gpbackprop as gp
 from gpbackprop import backend as room
 from gpbackprop.backend import cuda, devices, random, select
 from gpbackprop.errors import DeviceError, UsageError
@@ -108,9 +109,12 @@ def test_gemm_of_views_that_cublas_cannot_read_is_still_the_product(device):
     out = device.xp.zeros((2, 3, 6), np.float32)
     device.gemm(device.array(a)[:, ::2, ::2], device.array(b), out)
     assert np.array_equal(device.host(out), a[:, ::2, ::2] @ b)
-    wide = device.xp.zeros((2, 6, 3), np.float32)
-    device.gemm(device.array(a)[:, ::2, ::2], device.array(b), wide.swapaxes(-1, -2))
-    assert np.array_equal(device.host(wide), (a[:, ::2, ::2] @ b).swapaxes(-1, -2))
+    turned = device.xp.zeros((2, 8, 4), np.float32)
+    device.gemm(device.array(b), device.array(a), turned.swapaxes(-1, -2))
+    assert np.array_equal(device.host(turned), (b @ a).swapaxes(-1, -2))
+    empty = device.array(np.full((2, 3, 4), np.nan, np.float32))
+    device.gemm(device.xp.zeros((2, 3, 0), np.float32), device.xp.zeros((2, 0, 4), np.float32), empty)
+    assert np.array_equal(device.host(empty), np.zeros((2, 3, 4)))
 
 
 def test_gemm_does_not_round_float32(device):
@@ -495,3 +499,26 @@ def test_the_names_of_the_fake_are_those_of_the_real_cupy():
         assert recorded == now
     else:
         assert set(now["functions"]) & set(recorded["functions"])
+
+
+def test_a_training_run_through_the_cuda_path_has_the_bits_of_numpy_and_its_steps_never_wait(fake):
+    def train(device):
+        model = gp.Chain(gp.Dense(16, activation="relu"), gp.Dropout(0.2), gp.Dense(10))
+        optimizer = gp.SGD(lr=0.05, momentum=0.9, weight_decay=1e-3)
+        digits = gp.data.load("digits")
+        trainer = gp.Trainer(
+            model, gp.SoftmaxCrossEntropy(), optimizer, digits, seed=(1, 5), population=2, device=device
+        )
+        trainer.fit(epochs=1)
+        return trainer
+
+    here, there = train("cpu"), train("cuda")
+    assert here.history == there.history
+    assert here.network.w.tobytes() == fake.host(there.network.w).tobytes()
+    plan, load = there.pass_.plans[there.batch]
+    index = fake.array(np.zeros((2, there.batch), np.int64))
+    with fake_cupy.forbid_sync():
+        load(index)
+        plan.forward()
+        plan.backward()
+        there.update.step()
