@@ -85,9 +85,9 @@ class TopK(Metric):
             plan.backend.gather(table, target.value, own)
             xp.multiply(own, y.value, out=other)
             xp.sum(other, axis=-1, keepdims=True, out=best)  # the output of the row's own class
-            xp.greater_equal(y.value, best, out=other)
-            xp.sum(other, axis=-1, out=hit)  # its rank
-            xp.less_equal(hit, self.k, out=hit)
+            xp.less(y.value, best, out=other)
+            xp.sum(other, axis=-1, out=hit)  # how many are smaller: none, where it is no number
+            xp.greater_equal(hit, outputs - self.k, out=hit)
 
         plan.step(forward, None)
         count(plan, self.name, hit, target.weight)
@@ -167,6 +167,7 @@ class R2(Metric):
     def value(self, tallies):
         error, t, t2, mass = (tallies[f"r2/{name}"] for name in ("error", "t", "t2", "mass"))
         spread = t2 - ratio(t * t, mass)
+        spread[spread < 1e-12 * t2] = 0  # the rounding of constant targets
         return (1 - ratio(error, spread)).mean(axis=-1)
 
 

@@ -12,6 +12,7 @@ import pytest
 import gpbackprop.layers
 import gpbackprop.optim  # noqa: F401  (both: so that their classes are found)
 from gpbackprop.backend import Backend
+from gpbackprop.layers.activation import Linear
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
@@ -277,3 +278,52 @@ def assert_same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
     for one, other in zip(a, b, strict=True):
         assert one.dtype == other.dtype
         assert one.tobytes() == other.tobytes(), f"differ by up to {np.abs(one - other).max():g}"
+
+
+class Held:
+    """A loss of given outputs `y` (K, B, ..., O) held to targets; `forward()` and `backward()` as in a step."""
+
+    def __init__(self, loss: Loss, y, t, classes=0, weight=None, dtype="f8", backend: Backend | None = None):
+        self.loss, self.net = loss, Network(Exposed(Linear()), y.shape[2:], backend, range(len(y)), dtype)
+        self.host = self.net.backend.host
+
+        def finish(plan: Plan) -> None:
+            value = plan.scratch(t.shape[1:], np.int64 if classes else None)
+            self.target = Target(value, classes, None if weight is None else plan.scratch(weight.shape[1:]))
+            self.total, self.mass = loss.trace(plan, plan.y, self.target)
+
+        self.plan = Plan(self.net, y.shape[1], training=True, loss=finish)
+        self.filling = [(self.plan.x.value, y), (self.target.value, t), (self.target.weight, weight)]
+        self.fill()
+
+    def fill(self) -> None:
+        for array, values in self.filling:
+            if array is not None:
+                self.net.backend.stage(np.asarray(values).astype(array.dtype), array)
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        """The loss of each member (K,), and its gradient with respect to the outputs."""
+        self.plan.forward()
+        self.plan.backward()
+        return self.value(), np.array(self.host(self.plan.leaf.grad))
+
+    def value(self) -> np.ndarray:
+        total, mass = (self.host(array)[:, 0, 0] for array in (self.total, self.mass))
+        return total / mass if self.loss.reduce == "mean" else np.array(total)
+
+    def gradient_error(self) -> float:
+        _, grad = self.run()
+
+        def loss():
+            self.plan.forward()
+            return self.value()
+
+        return difference(loss, self.plan.x.value, grad)
+
+
+def outputs_and_targets(loss: Loss, classes: bool, *, K: int = 2, B: int = 5, O: int = 3):  # noqa: E741
+    """Random outputs, and class indices or numbers that any loss takes: mixtures of the classes' target vectors."""
+    rng = np.random.default_rng(K * B + O)
+    y = rng.normal(size=(K, B, O)) * 2
+    t = rng.integers(0, O, (K, B))
+    return y, t if classes else rng.dirichlet(np.ones(O), (K, B)) @ loss.table(O, O)
