@@ -50,17 +50,10 @@ def test_array_and_host_are_a_round_trip(device, dtype):
     assert np.array_equal(back, host)
 
 
-def test_array_does_not_share_memory_with_the_host(device):
-    host = numbers(3)
-    a = device.array(host)
-    host += 1
-    assert np.array_equal(device.host(a), host - 1)
-
-
 @pytest.mark.parametrize("part", [(), (slice(None), slice(1, 3)), (slice(None), slice(None), 0)])
 def test_stage_fills_an_array_or_a_view_of_one(device, part):
     expected = numbers(2, 4, 3)
-    a = device.array(expected)
+    a = device.array(expected.copy())
     host = numbers(*expected[part].shape, dtype=np.float64, seed=1)
     device.stage(host, a[part] if part else a)
     expected[part] = host
