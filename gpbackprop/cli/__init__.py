@@ -1,0 +1,110 @@
+"""Floor 5: the command line.
+
+Results go to stdout, progress and log to stderr. Exit codes: 0 ok, 1 internal error, 2 usage or config, 3 data,
+4 checkpoint, 5 device, 6 numerical failure, 7 out of memory, 75 preempted with a checkpoint saved, 130 interrupted;
+141 when the reader of the output went away (`| head`), as the shell says of any program.
+"""
+
+import os
+import signal
+import sys
+
+INTERNAL, USAGE, MEMORY, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 130, 141
+
+
+def main() -> None:
+    """Run the command of `sys.argv` and exit with its code. Nothing heavy is imported before it is needed."""
+    try:
+        signal.signal(signal.SIGINT, _leave)
+    except ValueError:  # not the main thread: Ctrl-C is somebody else's
+        pass
+    code = _run()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or BROKEN_PIPE
+        _point_to_nowhere()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: a late Ctrl-C changes nothing
+    sys.exit(code)
+
+
+def _leave(number, frame) -> None:
+    """Ctrl-C while nothing is worth saving, above all while packages are imported, some of which swallow exceptions."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _run() -> int:
+    """The exit code of the command; what went wrong is said on stderr."""
+    import click
+
+    from gpbackprop.cli.group import cli
+    from gpbackprop.errors import GPError
+
+    try:
+        result = cli.main(prog_name="gpbackprop", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        return _say_usage(error)
+    except click.Abort:
+        os.write(2, b"\ninterrupted\n")
+        return INTERRUPTED
+    except GPError as error:
+        return _say(str(error), error.exit_code)
+    except BrokenPipeError:
+        _point_to_nowhere()
+        return BROKEN_PIPE
+    except MemoryError as error:
+        advice = "try a smaller train.batch_size, model or population, or a machine with more memory"
+        return _say(f"out of memory: {str(error) or 'no further detail'}; {advice}", MEMORY, trace=True)
+    except OSError as error:
+        if error.filename is None:
+            return _say_internal(error)
+        return _say(f"{error.filename}: {error.strerror or error}", USAGE, trace=True)
+    except Exception as error:
+        return _say_internal(error)
+
+
+def _say(message: str, code: int, *, trace: bool = False) -> int:
+    from gpbackprop.cli import screen
+
+    if trace and screen.verbosity > 0:
+        import traceback
+
+        screen.note(traceback.format_exc().rstrip())
+    screen.error(message)
+    return code
+
+
+def _say_internal(error: Exception) -> int:
+    from gpbackprop.cli import screen
+
+    known = getattr(error, "logged_in", None)
+    where = f"the traceback is in {known}" if known else "-v shows the traceback"
+    text = f"internal error, not of your making: {type(error).__name__}: {error} ({where})"
+    return _say(text, INTERNAL, trace=True)
+
+
+def _say_usage(error) -> int:
+    """A mistake in the command line, and where to read on."""
+    from gpbackprop.cli import screen
+
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        screen.note(error.format_message())
+        return error.exit_code
+    screen.error(error.format_message())
+    if context is not None:
+        screen.note(f"`{context.command_path} -h` tells what it takes")
+    return error.exit_code
+
+
+def _point_to_nowhere() -> None:
+    """Python flushes the streams once more when it ends, which would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())

@@ -1,0 +1,11 @@
+"""Options that several commands share."""
+
+import click
+
+device = click.option(
+    "--device",
+    metavar="D",
+    help="auto, cpu, cuda or cuda:N. auto takes CUDA where it works, else the CPU, and says so.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+epochs = click.option("--epochs", type=int, metavar="N", help="The epochs to end with, in place of train.epochs.")
