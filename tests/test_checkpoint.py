@@ -124,8 +124,14 @@ def test_arrays_that_the_config_does_not_describe_are_all_listed(tmp_path):
     for wrong in ((2, 3, 4), "float64"), ((2, 3), "float32"), ((2, None, 5), "float32"):
         with pytest.raises(CheckpointError, match="0-dense/W: found"):
             found.arrays("params", {**good, "0-dense/W": wrong})
-    with pytest.raises(CheckpointError, match="holds no text params/0-dense/W"):
-        found.text("params/0-dense/W")
+
+
+def test_only_text_is_read_as_text(tmp_path):
+    others = {"state/a": np.zeros(3, "f4"), "state/b": np.zeros((2, 2), "u1")}
+    checkpoint.write(tmp_path / "a.h5", {**content(), **others})
+    for path in [*others, "state/c"]:
+        with pytest.raises(CheckpointError, match=f"holds no text {path}"):
+            checkpoint.read(tmp_path / "a.h5").text(path)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,9 @@ def test_what_is_not_a_readable_file_is_named(tmp_path):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(CheckpointError, match="is not a file"):
             checkpoint.read(tmp_path / "pipe")
+    (tmp_path / "empty.h5").touch()
+    with pytest.raises(checkpoint.DamagedError, match="has 0 bytes, too few"):
+        checkpoint.read(tmp_path / "empty.h5")
     with (tmp_path / "huge.h5").open("wb") as file:
         file.truncate(format.LIMIT)
     start = time.perf_counter()
