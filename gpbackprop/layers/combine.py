@@ -98,7 +98,7 @@ class Residual(Group):
 
 
 def _branch(value: Any) -> Layer:
-    return Chain(*value) if isinstance(value, list | tuple) else build(Layer, value)
+    return build(Layer, {"type": "chain", "layers": value} if isinstance(value, list | tuple) else value)
 
 
 @spec
