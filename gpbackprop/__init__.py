@@ -29,7 +29,19 @@ _NAMES = {
 
 if TYPE_CHECKING:
     from gpbackprop import (
-        backend, checkpoint, config, data, errors, initializers, layers, losses, metrics, optim, plan, run, trainer
+        backend,
+        checkpoint,
+        config,
+        data,
+        errors,
+        initializers,
+        layers,
+        losses,
+        metrics,
+        optim,
+        plan,
+        run,
+        trainer,
     )  # fmt: skip
     from gpbackprop.config import Config
     from gpbackprop.data import Data
@@ -50,7 +62,7 @@ if TYPE_CHECKING:
 
 def _classes() -> dict[str, Any]:
     """Every layer, loss and optimizer by its name."""
-    from gpbackprop import layers, optim  # noqa: F401  finds the files of the families
+    from gpbackprop import layers, optim
     from gpbackprop.layers.base import Layer
     from gpbackprop.losses import Loss
     from gpbackprop.optim.base import Optimizer

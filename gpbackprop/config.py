@@ -24,7 +24,7 @@ from gpbackprop.layers.combine import Chain
 from gpbackprop.losses import Loss
 from gpbackprop.optim.base import Optimizer
 from gpbackprop.optim.schedules import Schedule
-from gpbackprop.settings import EarlyStopping, Train
+from gpbackprop.settings import EarlyStopping, Train, render
 from gpbackprop.spec import Count, Text, Whole, family, one_of, spec, suggest, to_table
 from gpbackprop.trainer import Trainer
 
@@ -50,38 +50,27 @@ class Config:
         if isinstance(self.seed, tuple) and len(self.seed) != self.population:
             raise ValueError(f"seed: has {len(self.seed)} entries for a population of {self.population}")
         if not self.name or re.search(r"[/\\\x00-\x1f]", self.name) or self.name.startswith("."):
-            raise ValueError(f"name: {self.name!r} is to be the name of a directory; leave out slashes and a leading dot")
+            raise ValueError(
+                f"name: {self.name!r} is to be the name of a directory; leave out slashes and a leading dot"
+            )
 
-    def trainer(self, device: str | Backend = "auto", base: Path | None = None, data: Dataset | None = None) -> Trainer:
-        """The trainer of this run. `base` is the folder that relative data paths start from."""
+    def trainer(self, device: str | Backend = "auto", data: Dataset | None = None) -> Trainer:
+        """The trainer of this run, on its own data unless others are given."""
         return Trainer(
             Chain(*self.model),
             self.loss,
             self.optimizer,
-            data or load(self.data, base=base),
+            data or load(self.data),
             seed=self.seed,
             population=self.population,
             device=device,
-            config=self.text(),
+            name=self.name,
             **{field.name: getattr(self.train, field.name) for field in dataclasses.fields(self.train)},
         )
 
     def text(self) -> str:
         """The resolved config: TOML with every default written out, which loads again to the same run."""
-        import tomli_w
-
-        table = {key: _untyped(key, value) for key, value in to_table(self).items() if key != "type"}
-        scalars = {key: value for key, value in table.items() if not isinstance(value, dict | list) or key == "seed"}
-        return tomli_w.dumps({**scalars, **{key: value for key, value in table.items() if key not in scalars}})
-
-
-def _untyped(key: str, value: Any) -> Any:
-    """`[data]` and `[train]` are of one class each and carry no `type`."""
-    if key in ("data", "train"):
-        value = {name: item for name, item in value.items() if name != "type"}
-    if key == "train" and "early_stopping" in value:
-        value["early_stopping"] = {name: item for name, item in value["early_stopping"].items() if name != "type"}
-    return value
+        return render(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
 def read(path: Path, settings: Sequence[str] = ()) -> Config:
@@ -126,7 +115,9 @@ def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | Non
     if source in CATALOG or (source == Path(source).stem and not (base / source).exists()):
         del paths["source"]  # a name of the catalog, or a misspelt one
     folders = {key: Path() if ("data", key) in changed else base for key in paths}
-    absolute = {key: os.path.abspath(folders[key] / Path(path).expanduser()) for key, path in paths.items()}
+    absolute: dict[str, Any] = {
+        key: os.path.abspath(folders[key] / Path(path).expanduser()) for key, path in paths.items()
+    }
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
 
 
@@ -149,8 +140,8 @@ def _leaves(table: Any, path: str = "") -> dict[str, Any]:
 
 def _apply(table: dict, setting: str) -> tuple[str, ...]:
     """Write the setting "model.0.units=32" into the table; returns its path."""
-    key, equals, value = setting.partition("=")
-    path = tuple(key.strip().split("."))
+    name, equals, value = setting.partition("=")
+    path = tuple(name.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, for example optimizer.lr=0.1 or model.0.units=32")
     try:
@@ -159,12 +150,12 @@ def _apply(table: dict, setting: str) -> tuple[str, ...]:
         parsed = value.strip()
     spot: Any = table
     for depth, part in enumerate(path[:-1]):
-        if isinstance(spot, list):
-            spot = spot[_index(spot, part, path[:depth], setting)]
-        else:
-            spot = spot.setdefault(part, {})
-        if isinstance(spot, str) and "type" not in path[depth + 1 :]:  # a name written short: schedule = "cosine"
-            raise ConfigError(f"--set {setting!r}: {'.'.join(path[: depth + 1])} is {spot!r}, not a table")
+        key = _index(spot, part, path[:depth], setting) if isinstance(spot, list) else part
+        if isinstance(spot, dict):
+            spot.setdefault(key, {})
+        if isinstance(spot[key], str):  # a name written short: schedule = "cosine"
+            spot[key] = {"type": spot[key]}
+        spot = spot[key]
         if not isinstance(spot, dict | list):
             raise ConfigError(f"--set {setting!r}: {'.'.join(path[: depth + 1])} is {spot!r}, not a table")
     if isinstance(spot, list):
@@ -176,7 +167,9 @@ def _apply(table: dict, setting: str) -> tuple[str, ...]:
 
 def _index(items: list, part: str, path: tuple[str, ...], setting: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"--set {setting!r}: {'.'.join(path)} has entries 0 to {len(items) - 1}, there is no {part!r}")
+        raise ConfigError(
+            f"--set {setting!r}: {'.'.join(path)} has entries 0 to {len(items) - 1}, there is no {part!r}"
+        )
     return int(part)
 
 
@@ -189,11 +182,22 @@ def _report(error: ValidationError, table: dict, text: str, origin: str, changed
         found.setdefault(path, []).append(_message(item, table, path))
     rows = []
     for path, messages in found.items():
+        if any(other[: len(path)] == path != other for other in found) and messages[0].startswith("found "):
+            continue  # of a list, its entries tell more
         key = tuple(map(str, path))
         line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
-        where = "--set" if any(key[: len(c)] == c for c in changed) else f"{origin}:{line}"
-        rows.append((line, f"{where}: {'.'.join(key) or 'config'}: {' or '.join(dict.fromkeys(messages))}"))
+        typed = any(key[: len(c)] == c or (key not in lines and c[: len(key)] == key) for c in changed)
+        where = "command line" if typed else f"{origin}:{line}"
+        rows.append((line, f"{where}: {'.'.join(key) or 'config'}: {_joined(messages)}"))
     return "\n".join(row for _, row in sorted(rows, key=lambda row: row[0]))
+
+
+def _joined(messages: list[str]) -> str:
+    """One message of those for the branches of a union: "found 'x', expected an integer or a list"."""
+    lead, expected = messages[0].partition(", expected ")[::2]
+    if not expected or not all(message.startswith(f"{lead}, expected ") for message in messages):
+        return " or ".join(dict.fromkeys(messages))
+    return f"{lead}, expected {' or '.join(dict.fromkeys(m.removeprefix(f'{lead}, expected ') for m in messages))}"
 
 
 def _path(table: Any, item: Mapping) -> tuple:
@@ -201,7 +205,7 @@ def _path(table: Any, item: Mapping) -> tuple:
     path, spot = [], table
     for i, part in enumerate(item["loc"]):
         last = i == len(item["loc"]) - 1
-        if isinstance(spot, Mapping) and part in spot or isinstance(spot, list) and isinstance(part, int) and part < len(spot):
+        if (isinstance(spot, Mapping) and part in spot) or (isinstance(spot, list) and part in range(len(spot))):
             path.append(part)
             spot = spot[part]
         elif last and item["type"] in ("missing", "unexpected_keyword_argument"):
@@ -220,12 +224,18 @@ def _message(item: Mapping, table: dict, path: tuple) -> str:
         return message
     if kind == "value_error":
         return message.removeprefix("Value error, ")
-    return f"found {item['input']!r}, {message.replace('Input should be', 'expected')}"
+    expected = message.replace("Input should be", "expected").replace("a valid tuple", "a list of them")
+    return f"found {item['input']!r}, {expected.replace('a valid integer', 'an integer').replace('a valid ', 'a ')}"
 
 
 def _allowed(table: dict, path: tuple) -> list[str]:
     """The keys that the table at `path` may have."""
-    classes: dict[tuple, type] = {(): Config, ("data",): Data, ("train",): Train, ("train", "early_stopping"): EarlyStopping}
+    classes: dict[tuple, type] = {
+        (): Config,
+        ("data",): Data,
+        ("train",): Train,
+        ("train", "early_stopping"): EarlyStopping,
+    }
     cls, spot = classes.get(path), table
     for part in path:
         spot = spot[part]

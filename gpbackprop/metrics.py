@@ -219,11 +219,11 @@ def count(plan: Plan, name: str, each: Array, weight: Array | None) -> None:
     def forward():
         if weight is not None:
             xp.multiply(each, weight, out=each)
-            xp.sum(weight, axis=axes, out=part)
+            xp.sum(weight, axis=axes, dtype=np.float64, out=part)
             xp.add(mass, part, out=mass)
         else:
             xp.add(mass, rows, out=mass)
-        xp.sum(each, axis=axes, out=part)
+        xp.sum(each, axis=axes, dtype=np.float64, out=part)
         xp.add(total, part, out=total)
 
     plan.step(forward, None)

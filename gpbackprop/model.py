@@ -11,9 +11,9 @@ from gpbackprop.config import Config, parse
 from gpbackprop.data import Preparation, Split
 from gpbackprop.errors import CheckpointError, UsageError
 from gpbackprop.layers.combine import Chain
+from gpbackprop.passes import Evaluation, Row
 from gpbackprop.plan import Network
 from gpbackprop.run import is_run, log
-from gpbackprop.trainer import Evaluation, Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Model:
 
         Targets that were normalised for training come back in their own units.
         """
-        targets = np.zeros(len(inputs), np.int64) if self.classes else np.zeros((len(inputs), *self.network.output_shape))
+        targets = (
+            np.zeros(len(inputs), np.int64) if self.classes else np.zeros((len(inputs), *self.network.output_shape))
+        )
         split = Split(inputs, targets, None, np.arange(len(inputs)))
         y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
         scale, shift = self.preparation.target_scale, self.preparation.target_shift
@@ -84,7 +86,7 @@ def load(path: str | Path, device: str | Backend = "cpu", best: bool = False) ->
 
 
 def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu") -> Model:
-    """The model in a checkpoint. Raises CheckpointError where its parameters are not those that its config describes."""
+    """The model in a checkpoint. Raises CheckpointError where its parameters are not what its config describes."""
     config = parse(found.config, f"{found.path} /config")
     try:
         preparation = Preparation.from_arrays(found.arrays("preparation"))

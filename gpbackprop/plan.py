@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpbackprop.backend import Array, Backend
-from gpbackprop.backend import random
+from gpbackprop.backend import Array, Backend, random
 from gpbackprop.errors import ShapeError
 
 Closure = Callable[[], None]
@@ -85,7 +84,7 @@ class Declared:
 
     offset: int
     shape: tuple[int, ...]
-    init: Draws | None = None
+    init: Any = None  # Draws
     decay: bool = True
     frozen: bool = False
 
@@ -167,9 +166,9 @@ class Network:
 
     def reset(self) -> None:
         """Draw the initial parameters and layer state, and set the step counter to 0."""
-        for kind, flat in ((self.params, self.w), (self.states, self.state)):
-            host = np.zeros(flat.shape, self.dtype)
-            for path, place in kind.items():
+        for layout, flat in ((self.params, self.w), (self.states, self.state)):
+            host = np.zeros((self.K, layout.size), self.dtype)
+            for path, place in layout.items():
                 for k, seed in enumerate(self.seeds):
                     try:
                         place.of(host)[k] = place.init.draw(random.generator(seed, path), place.shape)
@@ -190,10 +189,10 @@ class Network:
 
 
 class Plan:
-    """The closures of one batch size. `x` is the input slot, `y` the output slot; `forward()` and `backward()` run them.
+    """The closures of one batch size: `x` is the input slot, `y` the output slot; `forward()` and `backward()` run.
 
-    `loss(plan)`, if given, is traced after the model; what it adds up over steps lives in `tallies`. With `training=False` there are no
-    gradients, and layers that differ at inference (dropout) are traced as they are there.
+    `loss(plan)`, if given, is traced after the model; what it adds up over steps lives in `tallies`. With
+    `training=False` there are no gradients, and layers that differ at inference (dropout) are traced as they are there.
     """
 
     x: Slot
@@ -212,7 +211,9 @@ class Plan:
         self.network, self.batch, self.training = network, batch, training
         self.backend, self.xp, self.dtype, self.K = network.backend, network.backend.xp, network.dtype, network.K
         self.tallies = {} if tallies is None else tallies
-        for self.arena in self._arenas(measure):
+        size = None
+        for _ in range(1 if measure else 2):  # the first pass measures, the second binds
+            self.arena = Arena(self.xp, size)
             self.forwards: list[Closure] = []
             self.backwards: list[Closure] = []
             self.outputs: list[tuple[str, Slot]] = []
@@ -221,19 +222,16 @@ class Plan:
             self.y = network.model.trace(self, self.x)
             if loss:
                 loss(self)
+            size = self.arena.used
         self.backwards.reverse()
         self.forward = self.backend.capture(self.forwards)
         self.backward = self.backend.capture(self.backwards)
 
-    def _arenas(self, measure: bool):
-        """A measuring arena, then one of the size it measured."""
-        yield (measured := Arena(self.xp))
-        if not measure:
-            yield Arena(self.xp, measured.used)
-
     # What a layer asks for while it is traced.
 
-    def param(self, name: str, shape: tuple[int, ...], init: Draws, *, decay: bool = True, frozen: bool = False) -> Slot:
+    def param(
+        self, name: str, shape: tuple[int, ...], init: Draws, *, decay: bool = True, frozen: bool = False
+    ) -> Slot:
         """A parameter (K, *shape) at the current path. `decay` says whether weight decay acts on it."""
         path, net = self.at(name), self.network
         if net.w is None:
@@ -303,4 +301,6 @@ class Plan:
     def expect(self, holds: bool, wanted: str, got: Any, advice: str = "") -> None:
         """Raise a ShapeError that names this layer unless `holds`."""
         if not holds:
-            raise ShapeError(f"{'/'.join(self.path) or 'model'}: wants {wanted}, got {got}" + (f"; {advice}" if advice else ""))
+            raise ShapeError(
+                f"{'/'.join(self.path) or 'model'}: wants {wanted}, got {got}" + (f"; {advice}" if advice else "")
+            )

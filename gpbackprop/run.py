@@ -1,8 +1,8 @@
 """Floor 5: one run and its directory.
 
-    config.toml            as given                      config.resolved.toml   every default written out; loads again
-    run.json               versions, device, digest      metrics.jsonl          one object an epoch
-    log.txt                what was said                 checkpoints/           step-000001200.h5, last.json, best.json
+config.toml            as given                      config.resolved.toml   every default written out; loads again
+run.json               versions, device, digest      metrics.jsonl          one object an epoch
+log.txt                what was said                 checkpoints/           step-000001200.h5, last.json, best.json
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ INTERRUPTED, PREEMPTED, OUT_OF_MEMORY = 130, 75, 7
 class Run:
     """A trainer and the directory that it leaves behind.
 
-    `Run.start` makes a directory, `Run.open` continues one from its newest whole checkpoint; `train()` goes on until the
+    `Run.start` makes a directory, `Run.open` continues one from its newest checkpoint; `train()` goes on until the
     epochs are done or a signal asks it to stop, and returns the exit code.
     """
 
@@ -61,7 +61,7 @@ class Run:
     def open(cls, path: Path, device: str | Backend = "auto", epochs: int | None = None) -> "Run":
         """The run in `path`, at its newest whole checkpoint; at its start where it has none yet.
 
-        `epochs` is a new number of epochs to end with; it is written to the resolved config, so that whoever resumes the
+        `epochs` is a new number of epochs to end with; it goes into the resolved config, so that whoever resumes the
         run the next time means the same. Raises DataError where the data are not those that the run began with.
         """
         config = stored_config(path)
@@ -93,7 +93,7 @@ class Run:
     def train(self, epochs: int | None = None, hooks: Sequence[Hook] = ()) -> tuple[int, Row]:
         """Train and save; returns the exit code (0, 75 after SIGTERM, 130 after Ctrl-C) and the outcome for --json."""
         start, code = time.perf_counter(), 1
-        session = {"start": now(), "end": None, "device": self.trainer.backend.name, "exit_code": None}
+        session: dict[str, Any] = {"start": now(), "end": None, "device": self.trainer.backend.name, "exit_code": None}
         sessions = [*read_facts(self.path).get("sessions", []), session]
         self._write_facts(sessions)
         try:
@@ -225,9 +225,11 @@ def read_metrics(path: Path) -> list[Row]:
 
 def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     """Put the trainer where the checkpoint was written. Raises CheckpointError where they do not fit each other."""
-    expected = {path: (array.shape, array.dtype) for path, array in trainer.content().items() if hasattr(array, "dtype")}
-    expected |= {path: ((None,), np.uint8) for path in ("config", "format", "history", "preparation/text")}
-    arrays = found.arrays("", {path: entry for path, entry in expected.items() if path in found.entries or path != "format"})
+    expected: dict[str, Any] = {
+        path: ((None,), np.uint8) if isinstance(item, bytes) else (item.shape, item.dtype)
+        for path, item in trainer.content().items()
+    }
+    arrays = found.arrays("", expected)
     if tuple(arrays["progress/seeds"].tolist()) != trainer.seeds:
         raise CheckpointError(f"{found.path}: was trained with seeds {arrays['progress/seeds'].tolist()}")
     trainer.restore(arrays)

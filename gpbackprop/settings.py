@@ -1,9 +1,9 @@
 """Floor 3: the `[train]` table, which the trainer reads and the config holds."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from gpbackprop.metrics import R2, Accuracy, MeanAbsoluteError, Metric
-from gpbackprop.spec import Count, Flag, NonNegative, Text, one_of, spec
+from gpbackprop.spec import Count, Flag, NonNegative, Text, one_of, spec, to_table
 
 
 @spec
@@ -11,7 +11,7 @@ class EarlyStopping:
     """Stop when `monitor` has not improved by more than `min_delta` for `patience` epochs.
 
     `monitor` is a column of the history; without it the validation loss, or the training loss where there is no
-    validation split. Losses and errors shall fall, other metrics rise. In a population the mean over the members counts.
+    validation split. Losses and errors shall fall, other metrics rise. In a population the mean over members counts.
     """
 
     patience: Count
@@ -37,7 +37,7 @@ class Train:
     keep: Count = 3
 
     def metrics_for(self, classes: tuple[str, ...]) -> tuple[Metric, ...]:
-        """The metrics of an evaluation: those given, or accuracy for classes, R2 and mean absolute error for numbers."""
+        """Those of an evaluation: those given, or accuracy for classes, R2 and mean absolute error for numbers."""
         if self.metrics is not None:
             return self.metrics
         return (Accuracy(),) if classes else (R2(), MeanAbsoluteError())
@@ -45,3 +45,12 @@ class Train:
     def running(self, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
         """Those that are cheap enough to be counted in every training step."""
         return tuple(metric for metric in metrics if isinstance(metric, Accuracy))
+
+
+def render(**parts: Any) -> str:
+    """The TOML text of a run's parts (name, seed, ..., data, model, loss, optimizer, train), defaults written out."""
+    import tomli_w
+
+    table = {key: value for key, value in to_table(parts).items() if value is not None}
+    plain = {key: value for key, value in table.items() if key == "seed" or not isinstance(value, dict | list)}
+    return tomli_w.dumps(plain | {key: value for key, value in table.items() if key not in plain})

@@ -33,7 +33,8 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, defer_build=T
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def spec(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose fields are validated when it is built."""
-    return dataclass(frozen=True, config=_CONFIG)(cls)
+    made: Any = dataclass(frozen=True, config=_CONFIG)(cls)
+    return made
 
 
 def type_name(cls: type) -> str:
@@ -43,7 +44,8 @@ def type_name(cls: type) -> str:
 
 def family(base: type) -> dict[str, type]:
     """Every class below `base` that a config can name, by its type name."""
-    found = {}
+    found: dict[str, type] = {}
+    cls: type
     for cls in base.__subclasses__():
         if "__abstract__" not in vars(cls):
             found[type_name(cls)] = cls
@@ -52,7 +54,7 @@ def family(base: type) -> dict[str, type]:
 
 
 def suggest(word: str, words) -> str:
-    """" (did you mean 'x'?)" for the nearest of `words`, or nothing."""
+    """ " (did you mean 'x'?)" for the nearest of `words`, or nothing."""
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -75,8 +77,10 @@ def build(base: type[T], value: Any) -> T:
         )  # fmt: skip
     name = value.get("type")
     if name is None:
-        raise PydanticCustomError("spec_missing_type", "the key `type` is missing; it is one of: {allowed}", {"allowed": allowed})
-    if name not in known:
+        raise PydanticCustomError(
+            "spec_missing_type", "the key `type` is missing; it is one of: {allowed}", {"allowed": allowed}
+        )
+    if not isinstance(name, str) or name not in known:
         raise PydanticCustomError(
             "spec_unknown_type", "unknown type {name}{hint}; allowed: {allowed}",
             {"name": repr(name), "hint": suggest(str(name), known), "allowed": allowed},
@@ -90,10 +94,11 @@ def one_of(base: Any) -> Any:
 
 
 def to_table(item: Any) -> Any:
-    """The plain table that builds `item` again: every field written out, `None` left out."""
+    """The plain table that builds `item` again: every field that is not None, and the `type` of a family's class."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        table = {} if type(item).__bases__ == (object,) else {"type": type_name(type(item))}
         fields = {f.name: to_table(getattr(item, f.name)) for f in dataclasses.fields(item)}
-        return {"type": type_name(type(item)), **{key: value for key, value in fields.items() if value is not None}}
+        return table | {key: value for key, value in fields.items() if value is not None}
     if isinstance(item, Mapping):
         return {key: to_table(value) for key, value in item.items()}
     if isinstance(item, tuple | list):

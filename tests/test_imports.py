@@ -19,7 +19,7 @@ HOUSE = [
     {"spec", "backend"},
     {"plan", "initializers"},  # 1
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
-    {"settings"},  # 3
+    {"settings", "passes"},  # 3
     {"trainer"},
     {"config", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
     {"run"},  # 5

@@ -68,8 +68,8 @@ class CudaBackend(Backend):
         """
         k, m, n = out.shape
         left, right, result = _layout(a, k), _layout(b, k), _layout(out, k)
-        fits = left and right and result and result[0] == 0 and a.size and b.size
-        if not fits or out.dtype not in self._products or not a.dtype == b.dtype == out.dtype:
+        alike = a.dtype == b.dtype == out.dtype and out.dtype in self._products and a.size and b.size
+        if not (left and right and result and alike) or result[0]:
             self.xp.matmul(a, b, out=out)
             return
         call, one, zero = self._products[out.dtype]
@@ -94,10 +94,10 @@ class CudaBackend(Backend):
     def sync(self) -> None:
         self.device.synchronize()
 
-    def _load_products(self) -> dict[np.dtype, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
+    def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
         """The strided batched product of each dtype, with the 1 and 0 that it reads through pointers."""
         blas = self.xp.cuda.cublas
-        calls = {np.dtype(np.float32): blas.sgemmStridedBatched, np.dtype(np.float64): blas.dgemmStridedBatched}
+        calls: dict[Any, Any] = {np.dtype(np.float32): blas.sgemmStridedBatched, np.dtype(np.float64): blas.dgemmStridedBatched}
         return {dtype: (call, np.ones((), dtype), np.zeros((), dtype)) for dtype, call in calls.items()}
 
     def _try_out(self) -> None:

@@ -43,8 +43,8 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     mask = np.uint32((1 << int(half)) - 1)
     rounds = key(seed, f"order/{epoch}", 6)
     order = np.arange(n, dtype=np.uint32)
-    outside = slice(None)
-    while True:
+    outside = np.arange(n)
+    while len(outside):
         walk = order[outside]
         left, right = walk >> half, walk & mask
         for k in rounds:
@@ -53,8 +53,7 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
             left, right = right, (left ^ f) & mask
         order[outside] = (left << half) | right
         outside = np.flatnonzero(order >= n)
-        if not len(outside):
-            return order.astype(np.int64)
+    return order.astype(np.int64)
 
 
 def uniform(xp, out, bits, index, key, step) -> None:

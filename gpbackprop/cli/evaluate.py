@@ -28,10 +28,10 @@ def command(model, split, file, best, device, as_json):
     from gpbackprop.cli.device import choose
     from gpbackprop.data import read_labelled
     from gpbackprop.metrics import Confusion
-    from gpbackprop.model import load
-    from gpbackprop.trainer import Evaluation
+    from gpbackprop.model import find, from_checkpoint
+    from gpbackprop.passes import Evaluation
 
-    found = load(model, choose(device or "auto"), best)
+    found = from_checkpoint(find(model, best), choose(device or "auto"))
     if file:
         name, rows = str(file), read_labelled(found.preparation, file, found.config.data.missing)
     else:
@@ -78,10 +78,10 @@ def _split(model, asked: str | None):
 
 
 def _confusion(classes: tuple[str, ...], counts: list) -> str:
-    """Rows: the class that is so; columns: the class that was predicted. Of a population the sum over its members."""
+    """Rows: the class of a row; columns: the class that was predicted. Of a population the sum over its members."""
     import numpy as np
 
     table = np.asarray(counts)
     table = table if table.ndim == 2 else table.sum(axis=0)
-    rows = [["so \\ predicted", *classes], *([name, *map(str, row)] for name, row in zip(classes, table, strict=True))]
-    return screen.table(rows)
+    rows = [["true \\ predicted", *classes], *([name, *map(str, row)] for name, row in zip(classes, table, strict=True))]
+    return screen.table(rows) + ("\n  (the sum over the members)" if np.asarray(counts).ndim == 3 else "")

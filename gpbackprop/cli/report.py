@@ -4,7 +4,6 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -23,7 +22,7 @@ def print_report(run: Run, outcome: Mapping[str, Any]) -> None:
     if lines := curve(trainer.history, screen.speaks_unicode(sys.stdout)):
         screen.result(lines + "\n")
     screen.result(metrics_table({split: outcome[split] for split in SPLITS if split in outcome}))
-    if trainer.train.shuffle or trainer.batch < len(trainer.data.splits["train"]):
+    if trainer.train.shuffle or trainer.batch_size < len(trainer.data.splits["train"]):
         screen.result("  (train: as it went, over the steps of the last epoch)")
     if trainer.exhausted and trainer.epoch < trainer.epochs:
         patience = trainer.train.early_stopping.patience  # type: ignore[union-attr]
@@ -31,7 +30,8 @@ def print_report(run: Run, outcome: Mapping[str, Any]) -> None:
     screen.result("\nmodel     " + _model(run))
     screen.result(f"evaluate  gpbackprop evaluate {path}")
     screen.result(f"predict   gpbackprop predict {path} FILE")
-    screen.result(f"go on     gpbackprop resume {path} --epochs {trainer.epoch + trainer.train.epochs}")
+    if not trainer.exhausted:
+        screen.result(f"go on     gpbackprop resume {path} --epochs {trainer.epoch + trainer.train.epochs}")
 
 
 def _model(run: Run) -> str:
@@ -44,8 +44,8 @@ def _model(run: Run) -> str:
         best = None
     if best is None or best == newest or trainer.monitor.startswith("train"):  # of the training loss it tells nothing
         return str(newest)
-    value = f"{words(trainer.monitor)} {screen.number(trainer.best['value'])} after epoch {trainer.best['epoch']}"
-    return f"{newest}\nbest      {best}  ({value}; evaluate and predict take it with --best)"
+    value = f"{words(trainer.monitor)} {screen.number(trainer.best['value'])}, epoch {trainer.best['epoch']}"
+    return f"{newest}\nbest      {best}  ({value}; --best takes it)"
 
 
 def metrics_table(splits: Mapping[str, Mapping[str, Any]]) -> str:

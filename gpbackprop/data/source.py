@@ -14,6 +14,7 @@ from gpbackprop.data.idx import read as read_idx
 from gpbackprop.data.moments import filled_columns, moments
 from gpbackprop.data.preparation import (
     Preparation,
+    as_dtype,
     as_number,
     check_finite,
     class_numbers,
@@ -65,10 +66,11 @@ class Data:
     header: Literal["auto"] | Flag = "auto"
 
 
-def load(source: str | Data, base: str | Path | None = None, **fields) -> Dataset:
+def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float32", **fields) -> Dataset:
     """The data set of a `Data`, or of a name or path and the fields of one: `load("iris", validation=0.2)`.
 
-    A relative path starts at `base`, by default the working directory. Raises DataError for what is wrong with the
+    A relative path starts at `base`, by default the working directory. Numbers are kept in `dtype`, float32 or float64,
+    bytes stay bytes: a network of float64 wants its data in float64, since 0.05 in float32 is another number. Raises DataError for what is wrong with the
     data, ConfigError for fields that do not fit the source.
     """
     data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
@@ -78,7 +80,7 @@ def load(source: str | Data, base: str | Path | None = None, **fields) -> Datase
     classes = _classes(data.task, raw)
     if classes and data.normalize_targets != "none":
         raise ConfigError(f"data.normalize_targets = {data.normalize_targets!r}: the targets are classes, not numbers")
-    targets = class_numbers(classes, raw) if classes else target_numbers(raw)
+    targets = class_numbers(classes, raw) if classes else target_numbers(raw, dtype)
     fractions = _fractions(data, "test" in parts)
     rows = partition(len(raw), fractions, targets if classes else None, data.seed, raw.where)
 
@@ -89,41 +91,44 @@ def load(source: str | Data, base: str | Path | None = None, **fields) -> Datase
         columns, raw.target_names, data.weight, raw.header, classes, _row_shape(data.shape, size, stored, raw),
         np.zeros(1), np.ones(1),
     )  # fmt: skip
-    x = preparation.encode(raw)
+    x = preparation.encode(raw, dtype)
     if known and known.pixels:
         x = x.astype(np.uint8, copy=False)
     preparation = _normalised(preparation, data, x, targets, rows["train"])
 
-    weights = _weights(raw)
+    weights = _weights(raw, dtype)
     splits = {name: Split(x, targets, weights, index) for name, index in rows.items()}
     if "test" in parts and data.test is None:
-        splits["test"] = _whole(preparation, parts["test"], data.missing)
+        splits["test"] = _whole(preparation, parts["test"], data.missing, dtype)
     for name in ("validation", "test"):
         if isinstance(path := getattr(data, name), str):
-            splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing)
+            splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing, dtype)
     for name, split in splits.items():
         if split.targets.shape[1:] != targets.shape[1:]:
             raise DataError(
                 f"{name}: {split.targets.shape[1]} targets a row, but the training rows have {targets.shape[1]}"
             )
     name = known.name if known else Path(data.source).name.split(".")[0]
-    return Dataset(name, splits, preparation, digest(splits))
+    return Dataset(name, splits, preparation, digest(splits), data)
 
 
-def read_inputs(preparation: Preparation, path: str | Path) -> np.ndarray:
+def read_inputs(preparation: Preparation, path: str | Path, dtype: Any = "float32") -> np.ndarray:
     """The rows (N, *row_shape) of a CSV, NPZ, HDF5 or IDX file with raw inputs, encoded but not normalised.
 
+    `dtype` is that of the network, so that it sees the digits that it was trained on.
     Raises DataError, with row and column, for what the preparation cannot use.
     """
-    return preparation.encode(files.read_prepared(preparation, Path(path), labelled=False))
+    return preparation.encode(files.read_prepared(preparation, Path(path), labelled=False), dtype)
 
 
-def read_labelled(preparation: Preparation, path: str | Path, missing: str = "error") -> Split:
+def read_labelled(
+    preparation: Preparation, path: str | Path, missing: str = "error", dtype: Any = "float32"
+) -> Split:
     """The rows of a file with raw inputs and targets, as a split of all of them; `missing = "drop"` leaves out rows.
 
     Raises DataError as `read_inputs`, and for a label that is none of the classes.
     """
-    return _whole(preparation, files.read_prepared(preparation, Path(path), labelled=True), missing)
+    return _whole(preparation, files.read_prepared(preparation, Path(path), labelled=True), missing, dtype)
 
 
 def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
@@ -267,24 +272,24 @@ def _normalised(preparation: Preparation, data: Data, x, targets, rows) -> Prepa
     return found
 
 
-def _weights(raw: Raw) -> np.ndarray | None:
+def _weights(raw: Raw, dtype: Any) -> np.ndarray | None:
     if raw.weights is None:
         return None
-    check_finite(raw.weights[:, None], raw, ["weight"])
-    weights = raw.weights.astype(np.float32)
+    weights = as_dtype(raw.weights, dtype)
+    check_finite(weights[:, None], raw, ["weight"])
     if (weights < 0).any() or not weights.any():
         row = int(np.argmin(weights))
         raise DataError(f"{raw.place(row)}: the weight {weights[row]}; expected weights >= 0, and one above 0")
     return weights
 
 
-def _whole(preparation: Preparation, raw: Raw, policy: str) -> Split:
+def _whole(preparation: Preparation, raw: Raw, policy: str, dtype: Any) -> Split:
     """All rows of `raw` as a split."""
     if policy == "drop":
         raw = _usable(raw, policy)
-    x, targets = preparation.encode(raw), preparation.labels(raw)
+    x, targets = preparation.encode(raw, dtype), preparation.labels(raw, dtype)
     if len(preparation.classes) == 0 and targets.shape[1] != len(
         preparation.target_shift if preparation.target_shift is not None else targets[0]
     ):
         raise DataError(f"{raw.where}: a row has {targets.shape[1]} targets; the training data has another number")
-    return Split(x, targets, _weights(raw), np.arange(len(x), dtype=np.int64))
+    return Split(x, targets, _weights(raw, dtype), np.arange(len(x), dtype=np.int64))

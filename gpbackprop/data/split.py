@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from gpbackprop.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Rows `index` (n,) of a table that splits share: `inputs` (N, *row_shape) in its own dtype (uint8 or float32),
-    `targets` (N,) int64 class numbers or (N, O) float32, `weights` (N,) float32 or None.
+    """Rows `index` (n,) of a table that splits share: `inputs` (N, *row_shape) of uint8 or the dtype it was loaded in,
+    `targets` (N,) int64 class numbers or numbers (N, O), `weights` (N,) or None; numbers are of that dtype.
 
     Inputs and targets are as stored; `Preparation` says how they are normalised when a batch is gathered.
     """
@@ -31,13 +32,14 @@ class Split:
 class Dataset:
     """A prepared data set: `splits` holds "train" and, where there is one, "validation" and "test".
 
-    `digest` is the SHA-256 of the content of all splits, in hexadecimal.
+    `digest` is the SHA-256 of the content of all splits, in hexadecimal; `source` is the `Data` that it was loaded by.
     """
 
     name: str
     splits: dict[str, Split]
     preparation: Preparation
     digest: str
+    source: Any = None
 
 
 def draw(rows: np.ndarray, count: int, classes: np.ndarray | None, seed: int, part: int) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Floor 3: a network over the rows of a split: plans that read batches and add up the loss and metrics."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpbackprop.backend import Array
+from gpbackprop.data import Preparation, Split
+from gpbackprop.data.batches import Feed, order
+from gpbackprop.losses import Loss
+from gpbackprop.metrics import Metric
+from gpbackprop.plan import Network, Plan
+
+EVALUATION_BATCH = 256  # the same for every population, so that a member's sums are those of the network alone
+
+Row = dict[str, Any]
+
+
+class Pass:
+    """Plans of some batch sizes over one split: rows in, tallies out."""
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        metrics: Sequence[Metric],
+        split: Split,
+        preparation: Preparation,
+        training: bool,
+    ):
+        self.network, self.loss, self.metrics, self.training = network, loss, metrics, training
+        self.feed = Feed(network.backend, split, preparation)
+        self.tallies: dict[str, Array] = {}
+        self.plans: dict[int, tuple[Plan, Callable[[Array], None]]] = {}
+
+    def plan(self, batch: int) -> tuple[Plan, Callable[[Array], None]]:
+        """The plan of a batch size, and the call that loads the rows of an index array (K, batch) into it."""
+        if batch not in self.plans:
+            load: Callable[[Array], None]
+
+            def finish(plan: Plan) -> None:
+                nonlocal load
+                target, load = self.feed.bind(plan)
+                total, mass = self.loss.trace(plan, plan.y, target)
+                xp, sums = plan.xp, [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
+
+                def add_up():
+                    for tally, part in sums:
+                        xp.add(tally, part[:, 0, 0], out=tally)
+
+                plan.step(add_up, None)
+                for metric in self.metrics:
+                    metric.trace(plan, plan.y, target, self.loss.threshold)
+
+            plan = Plan(self.network, batch, training=self.training, loss=finish, tallies=self.tallies)
+            self.plans[batch] = plan, load
+        return self.plans[batch]
+
+    def reset(self) -> None:
+        for tally in self.tallies.values():
+            tally.fill(0)
+
+    def results(self) -> Row:
+        """The loss and metrics of what has been added up: a number, or a list with one for each member."""
+        host = {name: self.network.backend.host(tally) for name, tally in self.tallies.items()}
+        with np.errstate(all="ignore"):
+            loss = host["loss"] / host["loss-mass"] if self.loss.reduce == "mean" else host["loss"]
+            values = {"loss": loss, **{metric.name: metric.value(host) for metric in self.metrics}}
+        return {name: plain(value if self.network.K > 1 else value[0]) for name, value in values.items()}
+
+
+class Evaluation:
+    """The loss and metrics of a network on a split, in the split's order."""
+
+    def __init__(self, network: Network, loss: Loss, metrics: Sequence[Metric], split: Split, preparation: Preparation):
+        self.split, self.network = split, network
+        self.run = Pass(network, loss, metrics, split, preparation, training=False)
+
+    def __call__(self) -> Row:
+        self.run.reset()
+        for index in self._batches():
+            plan, load = self.run.plan(index.shape[1])
+            load(index)
+            plan.forward()
+        return self.run.results()
+
+    def outputs(self) -> np.ndarray:
+        """The outputs (K, rows, ...) of the network for the rows of the split."""
+        parts = []
+        for index in self._batches():
+            plan, load = self.run.plan(index.shape[1])
+            load(index)
+            plan.forward()
+            parts.append(np.array(self.network.backend.host(plan.y.value)))
+        return np.concatenate(parts, axis=1)
+
+    def _batches(self) -> Iterator[Array]:
+        with np.errstate(all="ignore"):
+            whole, rest = order(self.split, EVALUATION_BATCH, self.network.seeds, 0, shuffle=False)
+            yield from map(self.network.backend.array, whole)
+            if rest.size:
+                yield self.network.backend.array(rest)
+
+
+def plain(value: np.ndarray) -> Any:
+    """The numbers as lists that JSON can hold: null for what is not a number."""
+    return np.where(np.isnan(value), np.array(None), value).tolist() if value.dtype.kind == "f" else value.tolist()
