@@ -218,7 +218,7 @@ class Huber(Loss):
 class SoftmaxCrossEntropy(Loss):
     """l = -sum_o t_o log p_o,  p = softmax(y),  sum_o t_o = 1;  dl/dy_o = p_o - t_o
 
-    t is one-hot or a distribution over the classes; with label smoothing e, t_o = (1 - e) [o is the class] + e / O.
+    t is one-hot or a distribution over the classes; label smoothing e makes it (1 - e) t + e / O.
     """
 
     binary = False
@@ -226,6 +226,18 @@ class SoftmaxCrossEntropy(Loss):
 
     def table(self, classes, outputs):
         return (1 - self.label_smoothing) * np.eye(classes) + self.label_smoothing / classes
+
+    def _targets(self, plan, y, target):
+        given, look_up = super()._targets(plan, y, target)
+        if target.classes or not self.label_smoothing:
+            return given, look_up
+        xp, t = plan.xp, plan.scratch(y.shape)
+
+        def smooth():
+            xp.multiply(given, 1 - self.label_smoothing, out=t)
+            xp.add(t, self.label_smoothing / y.shape[1], out=t)
+
+        return t, smooth
 
     def rows(self, plan, y, t, each):
         xp = plan.xp

@@ -213,7 +213,9 @@ class Training:
         backend: Backend | None = None,
         loss: Loss | None = None,
         optimizer: Optimizer | None = None,
+        classes: int = 0,
     ):
+        self.classes = classes
         self.net = Network(Chain(Dense(row[-1]), layer), row, backend, seeds, dtype)
         self.loss = loss or HalfSquaredError()
         self.plan = Plan(self.net, batch, training=True, loss=self._finish)
@@ -222,14 +224,15 @@ class Training:
         self.host = self.net.backend.host
 
     def _finish(self, plan: Plan) -> None:
-        self.target = Target(plan.scratch(plan.y.shape), 0, plan.scratch((plan.batch,)))
+        value = plan.scratch((plan.batch,), np.int64) if self.classes else plan.scratch(plan.y.shape)
+        self.target = Target(value, self.classes, plan.scratch((plan.batch,)))
         self.total, self.mass = self.loss.trace(plan, plan.y, self.target)
 
     def load(self, step: int = 0) -> None:
         """Bring the rows, targets and weights of a step to the device."""
         for slot, draw in (
             (self.plan.x.value, lambda rng, size: rng.normal(size=size)),
-            (self.target.value, lambda rng, size: rng.uniform(0.1, 0.9, size)),
+            (self.target.value, lambda rng, size: rng.uniform(0.1, 0.9, size) * (self.classes or 1)),
             (self.target.weight, lambda rng, size: rng.uniform(0.5, 2, size)),
         ):
             rngs = [np.random.default_rng((seed, step, slot.ndim)) for seed in self.net.seeds]

@@ -214,10 +214,10 @@ def test_the_textbook_loss_and_the_mean_loss_differ_by_their_factor():
     assert Held(MeanAbsoluteError(), *wide).run()[0].tolist() == [1]
 
 
-def test_label_smoothing_mixes_the_class_with_all_classes():
-    case = made(SoftmaxCrossEntropy, label_smoothing=0.2)
-    loss, y, t, *_ = case
-    held = Held(*case)
+@pytest.mark.parametrize("classes", [3, 0], ids=["classes", "numbers"])
+def test_label_smoothing_mixes_the_target_with_all_classes(classes):
+    loss, y, t, *_ = made(SoftmaxCrossEntropy, label_smoothing=0.2)
+    held = Held(loss, y, t if classes else np.eye(3)[t], classes)
     smooth = 0.8 * np.eye(3)[t] + 0.2 / 3
     np.testing.assert_allclose(held.run()[0], expected(loss, y, smooth, 0, None), rtol=1e-13)
     assert held.gradient_error() < SMOOTH
