@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from gpbackprop import initializers, metrics
 from gpbackprop import layers as _layers  # noqa: F401  finds every layer
@@ -31,6 +31,12 @@ from gpbackprop.trainer import Trainer
 FAMILIES = (Layer, Loss, Optimizer, Schedule, initializers.Initializer, metrics.Metric)
 
 
+def _name(value: str) -> str:
+    if not value or re.search(r"[/\\\x00-\x1f]", value) or value.startswith("."):
+        raise ValueError(f"found {value!r}, expected a name for a directory, without slashes and a leading dot")
+    return value
+
+
 @spec
 class Config:
     """One run: what a config file says. See `gpbackprop init` for a commented example."""
@@ -40,7 +46,7 @@ class Config:
     loss: one_of(Loss)
     optimizer: one_of(Optimizer)
     train: Train = Train()
-    name: Text = "run"
+    name: Annotated[Text, AfterValidator(_name)] = "run"
     seed: Whole | tuple[Whole, ...] = 0
     population: Count = 1
 
@@ -49,10 +55,6 @@ class Config:
             raise ValueError("model: has no layers; add [[model]] tables")
         if isinstance(self.seed, tuple) and len(self.seed) != self.population:
             raise ValueError(f"seed: has {len(self.seed)} entries for a population of {self.population}")
-        if not self.name or re.search(r"[/\\\x00-\x1f]", self.name) or self.name.startswith("."):
-            raise ValueError(
-                f"name: {self.name!r} is to be the name of a directory; leave out slashes and a leading dot"
-            )
 
     def trainer(self, device: str | Backend = "auto", data: Dataset | None = None) -> Trainer:
         """The trainer of this run, on its own data unless others are given."""
@@ -60,7 +62,7 @@ class Config:
             Chain(*self.model),
             self.loss,
             self.optimizer,
-            data or load(self.data),
+            data or load(self.data, dtype=self.train.dtype),
             seed=self.seed,
             population=self.population,
             device=device,

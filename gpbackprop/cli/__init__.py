@@ -10,18 +10,17 @@ import signal
 import sys
 
 INTERNAL, USAGE, MEMORY, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 130, 141
+COMPLETE = "_GPBACKPROP_COMPLETE"
+"""The variable by which the script of `gpbackprop completion` asks for words."""
 
 
 def main() -> None:
     """Run the command of `sys.argv` and exit with its code. Nothing heavy is imported before it is needed."""
-    try:
-        signal.signal(signal.SIGINT, _leave)
-    except ValueError:  # not the main thread: Ctrl-C is somebody else's
-        pass
+    signal.signal(signal.SIGINT, _leave)
     code = _run()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before this program began
+            stream.flush()
     except OSError:
         code = code or BROKEN_PIPE
         _point_to_nowhere()
@@ -43,11 +42,17 @@ def _run() -> int:
     from gpbackprop.errors import GPError
 
     try:
-        result = cli.main(prog_name="gpbackprop", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        if instruction := os.environ.get(COMPLETE):  # a shell asks what may come next
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, "gpbackprop", COMPLETE, instruction)
+        with cli.make_context("gpbackprop", sys.argv[1:]) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.ClickException as error:
         return _say_usage(error)
-    except click.Abort:
+    except KeyboardInterrupt:
         os.write(2, b"\ninterrupted\n")
         return INTERRUPTED
     except GPError as error:
@@ -78,8 +83,6 @@ def _say(message: str, code: int, *, trace: bool = False) -> int:
 
 
 def _say_internal(error: Exception) -> int:
-    from gpbackprop.cli import screen
-
     known = getattr(error, "logged_in", None)
     where = f"the traceback is in {known}" if known else "-v shows the traceback"
     text = f"internal error, not of your making: {type(error).__name__}: {error} ({where})"
@@ -103,7 +106,7 @@ def _say_usage(error) -> int:
 def _point_to_nowhere() -> None:
     """Python flushes the streams once more when it ends, which would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError):

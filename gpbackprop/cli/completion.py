@@ -16,8 +16,9 @@ def command(shell):
     """Print the script that lets SHELL complete commands, options and files of gpbackprop."""
     from click.shell_completion import get_completion_class
 
+    from gpbackprop.cli import COMPLETE
     from gpbackprop.cli.group import cli
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "gpbackprop", "_GPBACKPROP_COMPLETE").source())
+    click.echo(kind(cli, {}, "gpbackprop", COMPLETE).source())

@@ -33,7 +33,8 @@ def command(model, split, file, best, device, as_json):
 
     found = from_checkpoint(find(model, best), choose(device or "auto"))
     if file:
-        name, rows = str(file), read_labelled(found.preparation, file, found.config.data.missing)
+        missing, dtype = found.config.data.missing, found.network.dtype
+        name, rows = str(file), read_labelled(found.preparation, file, missing, dtype)
     else:
         name, rows = _split(found, split)
     metrics = found.config.train.metrics_for(found.classes)
@@ -64,7 +65,7 @@ def _split(model, asked: str | None):
     from gpbackprop.data import load
     from gpbackprop.errors import DataError
 
-    data = load(model.config.data)
+    data = load(model.config.data, dtype=model.network.dtype)
     name = asked or next(name for name in ("test", "validation", "train") if name in data.splits)
     if name not in data.splits:
         raise DataError(f"{data.name}: there is no {name} split; there are {', '.join(data.splits)}")
@@ -83,5 +84,8 @@ def _confusion(classes: tuple[str, ...], counts: list) -> str:
 
     table = np.asarray(counts)
     table = table if table.ndim == 2 else table.sum(axis=0)
-    rows = [["true \\ predicted", *classes], *([name, *map(str, row)] for name, row in zip(classes, table, strict=True))]
+    rows = [
+        ["true \\ predicted", *classes],
+        *([name, *map(str, row)] for name, row in zip(classes, table, strict=True)),
+    ]
     return screen.table(rows) + ("\n  (the sum over the members)" if np.asarray(counts).ndim == 3 else "")

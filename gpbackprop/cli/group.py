@@ -34,7 +34,7 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(self, ctx, args):
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:  # a shell that completes wants no error
             raise click.UsageError(f"no command {args[0]!r}{hint(args[0], list(COMMANDS))}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -43,7 +43,7 @@ def hint(word: str, words: list[str]) -> str:
     """`spec.suggest`, without what it imports, and with all words where none is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, words, n=1)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else f"; there are: {', '.join(words)}"
 
 

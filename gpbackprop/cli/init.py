@@ -1,5 +1,6 @@
 """gpbackprop init"""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -34,8 +35,8 @@ def command(name, output, force):
         )
     for source, path in files.items():
         path.write_bytes(source.read_bytes())
-        screen.note(f"wrote {path}")
-    screen.result(f"gpbackprop train {target}")
+        screen.result(f"wrote {path}")
+    screen.result(f"next: gpbackprop train {shlex.quote(str(target))}")
 
 
 def _folder() -> Path:

@@ -32,14 +32,14 @@ def command(model, input, output, probabilities, member, best, device):
     from gpbackprop.cli.device import choose
     from gpbackprop.data import read_inputs
     from gpbackprop.errors import UsageError
-    from gpbackprop.model import load
+    from gpbackprop.model import find, from_checkpoint
 
-    found = load(model, choose(device or "auto"), best)
+    found = from_checkpoint(find(model, best), choose(device or "auto"))
     members = found.network.K
     if member is not None and not 0 <= member < members:
         raise UsageError(f"--member {member}: expected a number from 0 to {members - 1}, {found.path} has {members}")
     chosen = list(range(members)) if member is None else [member]
-    x = read_inputs(found.preparation, input)
+    x = read_inputs(found.preparation, input, found.network.dtype)
     y = found.predict(x)[chosen]
     p = found.probabilities(x)[chosen] if probabilities else None
     arrays = {"predictions": np.array(found.classes)[y] if found.classes else y.astype(found.network.dtype)}

@@ -1,5 +1,6 @@
 """What is seen while a network trains, and its learning curve afterwards."""
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Bar(Lines):
         self.bar = tqdm(
             total=total, initial=trainer.step, unit="step", file=sys.stderr, leave=False, dynamic_ncols=True,
             ascii=None if screen.speaks_unicode(sys.stderr) else True, desc=self._place(trainer),
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",
         )  # fmt: skip
         self.next = 0.0
 
@@ -62,10 +64,8 @@ class Bar(Lines):
         now = time.perf_counter()
         if now >= self.next or trainer.epoch == trainer.epochs:
             self.bar.set_description(self._place(trainer), refresh=False)
-            seen = {name: value for name, value in metrics(row).items() if name.startswith("validation")} or metrics(
-                row
-            )
-            self.bar.set_postfix_str(", ".join(f"{words(k)} {screen.number(v)}" for k, v in list(seen.items())[:2]))
+            name, value = list(metrics(row).items())[-1]
+            self.bar.set_postfix_str(f"{words(name)} {screen.number(value)}")
 
     def close(self) -> None:
         self.bar.close()
@@ -88,7 +88,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, list) for item in value)
 
 
-def mean(value: float | None | Sequence[float | None]) -> float | None:
+def mean(value: float | Sequence[float | None] | None) -> float | None:
     """A number as it is; of a population the mean over the members that have one."""
     if isinstance(value, list):
         known = [item for item in value if item is not None]
@@ -101,7 +101,7 @@ def words(name: str) -> str:
 
 
 def curve(history: Sequence[Row], unicode: bool) -> str:
-    """The learning curve: for each metric a line of bars by epoch, the first value and the last. Empty for one epoch."""
+    """The learning curve: for each metric a line of bars by epoch, the first value, the last. Empty for one epoch."""
     if len(history) < 2:
         return ""
     names = [name for name in metrics(history[-1]) if name.endswith(("_loss", "_accuracy", "_r2", "_error"))]
@@ -117,7 +117,7 @@ def sparkline(values: Sequence[float | None], unicode: bool = True) -> str:
     signs = BLOCKS if unicode else ASCII
     groups = min(WIDTH, len(values))
     edges = [i * len(values) // groups for i in range(groups + 1)]
-    means = [mean(list(values[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [mean(list(values[a:b])) for a, b in itertools.pairwise(edges)]
     known = [value for value in means if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     scale = (len(signs) - 1) / (high - low) if high > low else 0.0
