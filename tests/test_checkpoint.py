@@ -162,6 +162,22 @@ def test_what_a_reader_would_refuse_is_not_written(tmp_path, change, why):
     assert path.read_bytes() == before
 
 
+def test_a_checkpoint_is_never_larger_than_a_reader_takes(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    checkpoint.write(path, content())
+    with h5py.File(path) as file:
+        objects = []
+        file.visit(objects.append)
+    for limit, most in {"OBJECTS": len(objects), "LIMIT": path.stat().st_size}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(format, limit, most)
+            checkpoint.write(path, content())
+            checkpoint.read(path, limit=most if limit == "LIMIT" else format.LIMIT)
+            patch.setattr(format, limit, most - 1)
+            with pytest.raises(CheckpointError, match="a reader would refuse"):
+                checkpoint.write(path, content())
+
+
 def test_a_checkpoint_without_config_is_not_written(tmp_path):
     with pytest.raises(CheckpointError, match="config: missing"):
         checkpoint.write(tmp_path / "a.h5", {"params/x": np.zeros(1)})
@@ -652,6 +668,10 @@ def test_when_none_is_whole_it_never_starts_afresh_silently(tmp_path):
     for _ in range(2):  # the second time only the file set aside is left
         with pytest.raises(CheckpointError, match=r"no checkpoint is whole.*step-000000001.h5.damaged"):
             checkpoint.latest(tmp_path, lambda why: None)
+    record = (tmp_path / "last.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole.*step-000000001.h5.damaged"):
+        checkpoint.latest(tmp_path)
+    record.rename(tmp_path / "last.json")
     (tmp_path / "step-000000001.h5.damaged").unlink()
     with pytest.raises(CheckpointError, match=r"only a last.json that names step-000000001.h5"):
         checkpoint.latest(tmp_path, lambda why: None)

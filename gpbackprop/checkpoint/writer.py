@@ -49,10 +49,8 @@ def image(content: Content) -> memoryview:
     parents = {path[:at] for path in arrays for at, letter in enumerate(path) if letter == "/"}
     if clash := sorted(parents & set(arrays)):
         raise CheckpointError(f"{clash[0]}: is an array and also holds arrays; rename one of the layers")
-    if len(parents) + len(arrays) > format.OBJECTS or sum(a.nbytes for a in arrays.values()) > format.LIMIT - (1 << 20):
-        raise CheckpointError(
-            f"more than {format.OBJECTS} objects or {format.LIMIT >> 30} GiB; train a smaller population"
-        )
+    if len(parents) + len(arrays) > format.OBJECTS:
+        raise CheckpointError(f"more than {format.OBJECTS} arrays and groups; a reader would refuse so many")
     buffer = io.BytesIO()
     with h5py.File(_created(buffer)) as file:
         file.attrs.create("version", format.VERSION, dtype="<i8")
@@ -62,7 +60,11 @@ def image(content: Content) -> memoryview:
             h5g.create(file.id, path.encode(), gcpl=plist)
         for path, array in arrays.items():
             _store(file, path, array)
-    return buffer.getbuffer()
+    if len(view := buffer.getbuffer()) > format.LIMIT - format.TRAILER:
+        raise CheckpointError(
+            f"{len(view)} bytes, and a reader would refuse more than {format.LIMIT}; train fewer members"
+        )
+    return view
 
 
 def _created(buffer: io.BytesIO) -> h5f.FileID:
