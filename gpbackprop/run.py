@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -25,8 +26,9 @@ import gpbackprop
 from gpbackprop import checkpoint
 from gpbackprop.backend import Backend
 from gpbackprop.config import Config, parse, read_text
+from gpbackprop.data import Dataset
 from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
-from gpbackprop.trainer import Hook, Row, Trainer
+from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
 
@@ -44,11 +46,13 @@ class Run:
         self.path, self.config, self.trainer = path, config, trainer
 
     @classmethod
-    def start(cls, path: Path, config: Config, given: str, device: str | Backend = "auto") -> "Run":
+    def start(
+        cls, path: Path, config: Config, given: str, device: str | Backend = "auto", data: Dataset | None = None
+    ) -> "Run":
         """A new run in an empty or missing directory; `given` is the config's text as the user wrote it."""
         if is_run(path):
             raise UsageError(f"{path} holds a run already; add --resume to continue it, or choose another --run-dir")
-        trainer = config.trainer(device)  # before anything is written: most mistakes end here
+        trainer = config.trainer(device, data)  # before anything is written: most mistakes end here
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (path / "config.toml").write_text(given, encoding="utf-8")
@@ -111,6 +115,32 @@ class Run:
             self._write_facts(sessions)
         return code, outcome
 
+    def member(self, k: int, path: Path) -> "Run":
+        """Member `k` of the population as a run of its own in the new directory `path`, as if trained alone.
+
+        Its checkpoint holds the present step, with the bits of that seed (and that member's entry of hyper-parameters
+        given as lists) trained alone; it is marked as the best one where it is. The seconds in metrics.jsonl are those
+        of the whole population. The directory appears at once and whole. Raises UsageError where there is one already.
+        """
+        if path.exists():
+            raise UsageError(f"{path}: is there already; remove it, or choose another place for the run of one member")
+        optimizer, seeds = self.config.optimizer, self.trainer.seeds
+        lists = {name: value for name, value in vars(optimizer).items() if isinstance(value, tuple | list)}
+        optimizer = dataclasses.replace(optimizer, **{name: value[k] for name, value in lists.items()})
+        config = dataclasses.replace(self.config, seed=seeds[k], population=1, optimizer=optimizer)
+        temporary = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        given = read_text(self.path / "config.toml")
+        alone = Run.start(temporary, config, given, self.trainer.backend, self.trainer.data)
+        alone.trainer.take(self.trainer, k)
+        rows = [member_row(row, k) for row in read_metrics(self.metrics_file)]
+        _replace(alone.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        alone._write_facts(read_facts(self.path).get("sessions", []))
+        Recorder(alone).save()
+        os.replace(temporary, path)
+        alone.path = path
+        return alone
+
     def outcome(self, seconds: float, evaluate: bool = True) -> Row:
         """What --json prints: where the run lies, how far it came, and the results on each split."""
         trainer = self.trainer
@@ -162,23 +192,22 @@ class Recorder(Hook):
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         with open(self.run.metrics_file, "a") as file:
             file.write(json.dumps(row) + "\n")
-        is_best = trainer.best.get("epoch") == trainer.epoch
-        if is_best or trainer.epoch % trainer.train.checkpoint_every == 0:
+        if self.is_best or trainer.epoch % trainer.train.checkpoint_every == 0:
             self.save()
-        if is_best:
-            checkpoint.mark_best(self.directory, trainer.step, {"metric": trainer.monitor, **trainer.best})
 
     @property
-    def directory(self) -> Path:
-        return self.run.path / "checkpoints"
+    def is_best(self) -> bool:
+        """Whether the trainer stands at the end of its best epoch."""
+        return self.trainer.best.get("epoch") == self.trainer.epoch and not self.trainer.batch_in_epoch
 
     def save(self) -> None:
         """Save the present step, unless it is saved already."""
-        if self.saved != self.trainer.step or not any(self.directory.glob("step-*.h5")):
-            checkpoint.save(
-                self.directory, self.trainer.step, self.trainer.content(), self.trainer.train.keep, warn=log.warning
-            )
-            self.saved = self.trainer.step
+        trainer, directory = self.trainer, self.run.path / "checkpoints"
+        if self.saved != trainer.step or not any(directory.glob("step-*.h5")):
+            checkpoint.save(directory, trainer.step, trainer.content(), trainer.train.keep, warn=log.warning)
+            self.saved = trainer.step
+            if self.is_best:
+                checkpoint.mark_best(directory, trainer.step, {"metric": trainer.monitor, **trainer.best})
 
 
 def is_run(path: Path) -> bool:

@@ -248,6 +248,16 @@ class Trainer:
         self.history = [json.loads(line) for line in bytes(content["history"]).decode().splitlines()]
         self.network.clock.fill(self.step)
 
+    def take(self, population: "Trainer", k: int) -> None:
+        """Take over member `k` of a population: the bits that this trainer, of that one seed, would have reached."""
+        own = ("params/", "state/", "optimizer/", "progress/tally/")
+        content = population.content()
+        self.restore({path: value[k : k + 1] if path.startswith(own) else value for path, value in content.items()})
+        self.history, self.best = [member_row(row, k) for row in population.history], {}
+        for row in self.history:  # the best epoch of the population is that of the mean
+            self.epoch = row["epoch"]
+            self._note_best(row)
+
     def text(self) -> str:
         """The config of this run: TOML that `gpbackprop train` reads."""
         return render(
@@ -269,6 +279,12 @@ class Trainer:
 
 
 COUNTERS = ("step", "epoch", "batch_in_epoch")
+
+
+def member_row(row: Row, k: int) -> Row:
+    """Member `k` of a row of a population's history."""
+    lists = isinstance(row["train_loss"], list)  # one network has none
+    return {name: value[k] if lists and isinstance(value, list) else value for name, value in row.items()}
 
 
 class Hook:
