@@ -239,6 +239,46 @@ def test_bytes_stay_bytes_and_other_numbers_become_float32(tmp_path, name, given
         assert train(path).inputs.dtype == np.float32
 
 
+def test_float64_is_kept_to_the_digit_where_it_is_asked_for(tmp_path, write):
+    table = "w,x,y\n0.1,0.05,0.01\n0.2,1e300,0.99\n"
+    path = write(table)
+    dataset = load(path, task="regression", weight="w", dtype="float64", normalize="none")
+    split = dataset.splits["train"]
+    for found, expected in (
+        (split.inputs, [[0.05], [1e300]]),
+        (split.targets, [[0.01], [0.99]]),
+        (split.weights, [0.1, 0.2]),
+    ):
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(data.read_inputs(dataset.preparation, path, "float64"), [[0.05], [1e300]])
+    np.testing.assert_array_equal(data.read_labelled(dataset.preparation, path, dtype="float64").targets, split.targets)
+    with pytest.raises(
+        DataError, match=r"line 3, column 'x': inf \(as float32\); expected a finite number below 3\.4e\+38"
+    ):
+        data.read_inputs(dataset.preparation, path)
+    with pytest.raises(DataError, match=r"column 'x': inf \(as float32\)"):
+        load(path, task="regression", weight="w")
+    small = load(write(table.replace("1e300", "0.1")), task="regression", weight="w").splits["train"]
+    assert {a.dtype for a in (small.inputs, small.targets, small.weights)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["rows.npz", "rows.h5"])
+def test_arrays_keep_float64_and_bytes_where_float64_is_asked_for(tmp_path, name):
+    far = np.array([[2**40 + 1], [-1], [0], [1]])
+    for x, kept in (
+        (X, np.float64),
+        (far, np.float64),
+        (X.astype(np.float32), np.float64),
+        (Y.astype(np.uint8), np.uint8),
+    ):
+        path = save(tmp_path / name, x=x, y=X[:, 0])
+        split = train(path, dtype="float64")
+        assert split.inputs.dtype == kept
+        np.testing.assert_array_equal(split.inputs.ravel(), x.ravel())
+        np.testing.assert_array_equal(split.targets[:, 0], X[:, 0])
+
+
 def test_test_rows_beside_the_training_rows_are_the_test_split(tmp_path):
     npz = save(tmp_path / "rows.npz", x=X, y=Y, x_test=X[:2] + 1, y_test=Y[:2])
     hdf5 = save(tmp_path / "rows.h5", **{"train/x": X, "train/y": Y, "test/x": X[:2] + 1, "test/y": Y[:2]})

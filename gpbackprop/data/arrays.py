@@ -137,7 +137,7 @@ def _child(path: Path, group, name: str):
 
 
 def _dataset(path: Path, group, name: str) -> np.ndarray | None:
-    """The values of a dataset whose bytes lie in this file; float64 is read as float32 where the caller keeps that."""
+    """The values of a dataset whose bytes lie in this file."""
     import h5py
 
     data = _child(path, group, name)
@@ -154,9 +154,4 @@ def _dataset(path: Path, group, name: str) -> np.ndarray | None:
     wanted, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
     if wanted > stored * (DEFLATE_LIMIT if filters else 1):
         raise DataError(f"{path}: {name!r} says it has {wanted} bytes, but {stored} are stored; it is damaged")
-    if data.dtype.kind == "f" and name in NAMES["inputs"]:
-        with np.errstate(over="ignore"):
-            out = np.empty(data.shape, np.float32)
-            data.read_direct(out)
-        return out
     return data[()]

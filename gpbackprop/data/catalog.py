@@ -103,12 +103,6 @@ CATALOG = {
             "penguins.csv", "f204db2c753b0937caac3cb35258562c14f073e4bbc76be24b4c51ce22767a93", "species",
         ),
         Entry(
-            "diabetes", 442, "10 numbers", "regression", "Progression of diabetes a year after ten measurements.",
-            "B. Efron, T. Hastie, I. Johnstone, R. Tibshirani (2004), Least Angle Regression, Ann. Statist. 32(2)",
-            "published by its authors without a licence; distributed with scikit-learn (BSD) and lars (GPL-2)",
-            "diabetes.csv", "9193026b7622ff944f0a6855a10107b24caf50dad69787c46e6890e69c27faca", "progression",
-        ),
-        Entry(
             "xor", 4, "2 numbers", "classification, 2 classes", "The corners of a square: x0 xor x1.",
             "generated", _OWN, columns=False,
         ),

@@ -146,6 +146,5 @@ def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     if columns:
         inputs = {name: cells[found] for name, found in zip(wanted, names, strict=True)}
     else:
-        with np.errstate(over="ignore"):
-            inputs = np.stack([cells[name].astype(np.float32) for name in names], axis=1)
+        inputs = np.stack([cells[name] for name in names], axis=1)
     return Raw(str(path), inputs, y, cells[weight] if weight else None, tuple(targets), layout.header, lines)

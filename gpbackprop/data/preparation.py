@@ -6,6 +6,7 @@ normalise:  x' = (x - shift) scale,     t' = (t - target_shift) target_scale
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -51,16 +52,16 @@ class Preparation:
     target_shift: np.ndarray | None = None
     target_scale: np.ndarray | None = None
 
-    def encode(self, raw: Raw) -> np.ndarray:
-        """The rows of `raw` as (N, *row_shape), uint8 or float32, not normalised yet.
+    def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
+        """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
 
         Raises DataError, with row and column, for a missing value that has no fill, an unknown category, a number that
-        is not finite in float32, or rows of another size.
+        is not finite in `dtype`, or rows of another size.
         """
         if isinstance(raw.inputs, dict):
-            x = _encode_columns(self.columns, raw)
+            x = _encode_columns(self.columns, raw, dtype)
         else:
-            x = raw.inputs
+            x = raw.inputs if raw.inputs.dtype == np.uint8 else as_dtype(raw.inputs, dtype)
             if any(column.categories for column in self.columns):
                 raise DataError(f"{raw.where}: the inputs were columns with text; give a CSV file with these columns")
         size = int(np.prod(self.row_shape))
@@ -71,13 +72,13 @@ class Preparation:
         check_finite(x, raw, [column.name for column in self.columns for _ in range(column.width)])
         return x.reshape(len(x), *self.row_shape)
 
-    def labels(self, raw: Raw) -> np.ndarray:
-        """The targets of `raw`: (N,) int64 class numbers, or (N, O) float32. Raises DataError, with the row, for a
+    def labels(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
+        """The targets of `raw`: (N,) int64 class numbers, or (N, O) of `dtype`. Raises DataError, with the row, for a
         label that is none of the classes, and for a target that is missing or not a number.
         """
         if raw.targets is None:
             raise DataError(f"{raw.where}: there is no target in it")
-        return class_numbers(self.classes, raw) if self.classes else target_numbers(raw)
+        return class_numbers(self.classes, raw) if self.classes else target_numbers(raw, dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays that hold all of it: the numbers, and the rest as "text", the bytes of a JSON object."""
@@ -96,9 +97,15 @@ class Preparation:
 _NUMBERS = ("shift", "scale", "target_shift", "target_scale")
 
 
-def _encode_columns(columns: tuple[Column, ...], raw: Raw) -> np.ndarray:
-    """Columns of numbers and one-hot categories side by side, (N, sum of widths) float32."""
-    x = np.zeros((len(raw), sum(column.width for column in columns)), np.float32)
+def as_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """`x` as `dtype`; what is too large for it becomes an infinity, which `check_finite` finds with row and column."""
+    with np.errstate(over="ignore"):
+        return x.astype(dtype, copy=False)
+
+
+def _encode_columns(columns: tuple[Column, ...], raw: Raw, dtype: Any) -> np.ndarray:
+    """Columns of numbers and one-hot categories side by side, (N, sum of widths)."""
+    x = np.zeros((len(raw), sum(column.width for column in columns)), dtype)
     at = 0
     for column in columns:
         cells = raw.inputs[column.name]
@@ -111,8 +118,7 @@ def _encode_columns(columns: tuple[Column, ...], raw: Raw) -> np.ndarray:
                 codes[gone] = column.categories.index(column.fill)
             x[np.arange(len(x)), at + codes] = 1
         else:
-            with np.errstate(over="ignore"):
-                x[:, at] = np.where(gone, column.fill, cells) if gone.any() else cells
+            x[:, at] = as_dtype(np.where(gone, column.fill, cells) if gone.any() else cells, dtype)
         at += column.width
     return x
 
@@ -149,8 +155,8 @@ def check_finite(x: np.ndarray, raw: Raw, names: list[str]) -> None:
             row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(block)))
             name = names[column] if column < len(names) else column
             raise DataError(
-                f"{raw.place(start + row)}, column {name!r}: {block[row, column]} (as float32); "
-                "expected a finite number below 3.4e38"
+                f"{raw.place(start + row)}, column {name!r}: {block[row, column]} (as {x.dtype}); "
+                f"expected a finite number below {np.finfo(x.dtype).max:.2g}"
             )
 
 
@@ -194,16 +200,15 @@ def class_numbers(classes: tuple[str, ...], raw: Raw) -> np.ndarray:
     return np.array([-1 if n is None else n for n in numbers], np.int64)[targets.codes]
 
 
-def target_numbers(raw: Raw) -> np.ndarray:
-    """The targets of a regression, (N, O) float32."""
+def target_numbers(raw: Raw, dtype: Any) -> np.ndarray:
+    """The targets of a regression, (N, O) of `dtype`."""
     targets = raw.targets
     if isinstance(targets, Words):
         values = np.array([np.nan if (v := as_number(word)) is None else v for word in targets.words] + [np.nan])
         numbers = values[targets.codes][:, None]
     else:
         numbers = targets
-    with np.errstate(over="ignore"):
-        result = numbers.astype(np.float32)
+    result = as_dtype(numbers, dtype)
     if not np.isfinite(result).all():
         row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(result)))
         found = numbers[row, column]

@@ -69,9 +69,9 @@ class Data:
 def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float32", **fields) -> Dataset:
     """The data set of a `Data`, or of a name or path and the fields of one: `load("iris", validation=0.2)`.
 
-    A relative path starts at `base`, by default the working directory. Numbers are kept in `dtype`, float32 or float64,
-    bytes stay bytes: a network of float64 wants its data in float64, since 0.05 in float32 is another number. Raises DataError for what is wrong with the
-    data, ConfigError for fields that do not fit the source.
+    A relative path starts at `base`, by default the working directory. Bytes stay bytes, other numbers are kept in
+    `dtype`: a network of float64 wants its data in float64, for 0.05 as float32 is another number. Raises DataError for
+    what is wrong with the data, ConfigError for fields that do not fit the source.
     """
     data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
     folder = Path(base or ".")
@@ -121,9 +121,7 @@ def read_inputs(preparation: Preparation, path: str | Path, dtype: Any = "float3
     return preparation.encode(files.read_prepared(preparation, Path(path), labelled=False), dtype)
 
 
-def read_labelled(
-    preparation: Preparation, path: str | Path, missing: str = "error", dtype: Any = "float32"
-) -> Split:
+def read_labelled(preparation: Preparation, path: str | Path, missing: str = "error", dtype: Any = "float32") -> Split:
     """The rows of a file with raw inputs and targets, as a split of all of them; `missing = "drop"` leaves out rows.
 
     Raises DataError as `read_inputs`, and for a label that is none of the classes.

@@ -65,8 +65,9 @@ def missing(column: Cells) -> np.ndarray:
 
 
 def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
-    """`x` (N, ...) in a dtype that a data set keeps: uint8 where every value is a whole number 0..255 of an integer or
-    boolean array, else float32. Raises DataError when `x` holds something else than real numbers, or no rows.
+    """`x` (N, ...), as uint8 where it is a boolean array, or one of integers that all lie in 0..255.
+
+    Raises DataError when `x` holds something else than real numbers, or no rows.
     """
     if x.ndim == 0 or x.size == 0:
         raise DataError(f"{where}: {what} has the shape {x.shape}; expected rows of values along the first axis")
@@ -74,12 +75,10 @@ def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
         x = x[:, None]
     if x.dtype.kind == "b" or x.dtype == np.uint8:
         return np.ascontiguousarray(x.view(np.uint8))
-    if x.dtype.kind in "iu":
-        return np.ascontiguousarray(x, dtype=np.uint8 if x.min() >= 0 and x.max() <= 255 else np.float32)
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "iuf":
         raise DataError(f"{where}: {what} has the dtype {x.dtype}; expected integers, booleans or real numbers")
-    with np.errstate(over="ignore"):  # an overflow is found as an infinity, with its row and column
-        return np.ascontiguousarray(x, dtype=np.float32)
+    bytes_ = x.dtype.kind in "iu" and x.min() >= 0 and x.max() <= 255
+    return np.ascontiguousarray(x, dtype=np.uint8 if bytes_ else None)
 
 
 def as_targets(y: np.ndarray, rows: int, where: str, what: str) -> Words | np.ndarray:
