@@ -118,7 +118,9 @@ def _encode_columns(columns: tuple[Column, ...], raw: Raw, dtype: Any) -> np.nda
                 codes[gone] = column.categories.index(column.fill)
             x[np.arange(len(x)), at + codes] = 1
         else:
-            x[:, at] = as_dtype(np.where(gone, column.fill, cells) if gone.any() else cells, dtype)
+            if gone.any():
+                cells = np.where(gone, column.fill, cells)
+            x[:, at] = as_dtype(cells, dtype)
         at += column.width
     return x
 
