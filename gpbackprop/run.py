@@ -125,8 +125,9 @@ class Run:
         if path.exists():
             raise UsageError(f"{path}: is there already; remove it, or choose another place for the run of one member")
         optimizer, seeds = self.config.optimizer, self.trainer.seeds
-        lists = {name: value for name, value in vars(optimizer).items() if isinstance(value, tuple | list)}
-        optimizer = dataclasses.replace(optimizer, **{name: value[k] for name, value in lists.items()})
+        tuples = {name: value for name, value in vars(optimizer).items() if isinstance(value, tuple)}
+        own = {name: value[k] for name, value in tuples.items() if value and isinstance(value[0], int | float)}
+        optimizer = dataclasses.replace(optimizer, **own)
         config = dataclasses.replace(self.config, seed=seeds[k], population=1, optimizer=optimizer)
         temporary = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)

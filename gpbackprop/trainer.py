@@ -251,7 +251,7 @@ class Trainer:
     def take(self, population: "Trainer", k: int) -> None:
         """Take over member `k` of a population: the bits that this trainer, of that one seed, would have reached."""
         own = ("params/", "state/", "optimizer/", "progress/tally/")
-        content = population.content()
+        content: dict[str, Any] = dict(population.content())
         self.restore({path: value[k : k + 1] if path.startswith(own) else value for path, value in content.items()})
         self.history, self.best = [member_row(row, k) for row in population.history], {}
         for row in self.history:  # the best epoch of the population is that of the mean
