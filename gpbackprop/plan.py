@@ -142,6 +142,7 @@ class Network:
     """K networks of one architecture: `w` and `g` are (K, P), `state` is (K, S), `clock` counts the updates.
 
     `seeds` has one entry a member; initial parameters are a function of (seed, parameter path), drawn on the host.
+    `lengths` says that rows are sequences which may end early.
     Raises ShapeError, naming the layer, when the layers do not fit each other.
     """
 
@@ -152,8 +153,10 @@ class Network:
         backend: Backend | None = None,
         seeds: Sequence[int] = (0,),
         dtype: Any = np.float32,
+        lengths: bool = False,
     ):
         self.model, self.row_shape, self.backend = model, tuple(row_shape), backend or Backend()
+        self.lengths = lengths
         self.seeds, self.dtype, self.K = tuple(seeds), np.dtype(dtype), len(seeds)
         xp = self.backend.xp
         self.params, self.states = Flat(), Flat()
@@ -193,6 +196,8 @@ class Plan:
 
     `loss(plan)`, if given, is traced after the model; what it adds up over steps lives in `tallies`. With
     `training=False` there are no gradients, and layers that differ at inference (dropout) are traced as they are there.
+    `lengths` (K, batch) is the number of valid steps of each row, or None where all are. `carried`, if given, holds
+    what one window of a sequence hands to the next (see `carry`); the plans of one pass share it.
     """
 
     x: Slot
@@ -206,11 +211,12 @@ class Plan:
         training: bool = False,
         loss: Callable[["Plan"], None] | None = None,
         tallies: dict[str, Array] | None = None,
+        carried: dict[str, Array] | None = None,
         measure: bool = False,
     ):
         self.network, self.batch, self.training = network, batch, training
         self.backend, self.xp, self.dtype, self.K = network.backend, network.backend.xp, network.dtype, network.K
-        self.tallies = {} if tallies is None else tallies
+        self.tallies, self.carried = {} if tallies is None else tallies, carried
         size = None
         for _ in range(1 if measure else 2):  # the first pass measures, the second binds
             self.arena = Arena(self.xp, size)
@@ -219,6 +225,7 @@ class Plan:
             self.outputs: list[tuple[str, Slot]] = []
             self.path: list[str] = []
             self.x = Slot(self.scratch((batch, *network.row_shape)), None)
+            self.lengths = self.scratch((batch,)) if network.lengths else None
             self.y = network.model.trace(self, self.x)
             if loss:
                 loss(self)
@@ -270,6 +277,18 @@ class Plan:
         if name not in self.tallies:
             self.tallies[name] = self.xp.zeros((self.K, *shape), np.float64)
         return self.tallies[name]
+
+    def carry(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        """An array (K, *shape) that one window of a sequence hands to the next, zero before the first one.
+
+        None where each row is a whole sequence. A short last batch has arrays of its own.
+        """
+        if self.carried is None:
+            return None
+        path = self.at(f"{name}-{self.batch}")
+        if path not in self.carried:
+            self.carried[path] = self.xp.zeros((self.K, *shape), self.dtype)
+        return self.carried[path]
 
     def uniform(self, out: Array) -> Closure:
         """A call that fills `out` with numbers in [0, 1), a function of (seed, path, step, index)."""

@@ -13,12 +13,16 @@ from gpbackprop.backend import random
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
 from gpbackprop.losses import HalfSquaredError, Loss, SoftmaxCrossEntropy
+from gpbackprop.optim.adam import Adam, AdamW, NAdam
+from gpbackprop.optim.adaptive import Adadelta, Adagrad, RMSProp
 from gpbackprop.optim.base import Optimizer
 from gpbackprop.optim.schedules import Schedule
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.spec import type_name
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+import sequences  # noqa: E402  (it needs PyTorch)
+
 nn, F = torch.nn, torch.nn.functional
 
 torch.set_num_threads(1)
@@ -123,6 +127,8 @@ LAYERS = {
     ),
 }
 
+LAYERS |= sequences.LAYERS
+
 # The loss of each row: (the loss, outputs, targets) -> a tensor without the last axis.
 LOSSES = {
     "half_squared_error": lambda loss, y, t: F.mse_loss(y, t, reduction="none").sum(dim=-1) / 2,
@@ -136,11 +142,35 @@ LOSSES = {
     "hinge": lambda loss, y, t: F.hinge_embedding_loss(y * t, -torch.ones_like(y), reduction="none").sum(dim=-1),
 }
 
+
+def groups(opt, matrices, vectors):
+    return [{"params": matrices, "weight_decay": opt.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
 # (the optimizer, parameters with weight decay, those without) -> PyTorch's optimizer.
 OPTIMIZERS = {
     "sgd": lambda opt, matrices, vectors: torch.optim.SGD(
-        [{"params": matrices, "weight_decay": opt.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=opt.lr, momentum=opt.momentum, nesterov=opt.nesterov,
+        groups(opt, matrices, vectors), lr=opt.lr, momentum=opt.momentum, nesterov=opt.nesterov,
+    ),
+    "adagrad": lambda opt, matrices, vectors: torch.optim.Adagrad(
+        groups(opt, matrices, vectors), lr=opt.lr, initial_accumulator_value=opt.initial, eps=opt.eps
+    ),
+    "rmsprop": lambda opt, matrices, vectors: torch.optim.RMSprop(
+        groups(opt, matrices, vectors),
+        lr=opt.lr, alpha=opt.alpha, eps=opt.eps, momentum=opt.momentum, centered=opt.centered,
+    ),
+    "adadelta": lambda opt, matrices, vectors: torch.optim.Adadelta(
+        groups(opt, matrices, vectors), lr=opt.lr, rho=opt.rho, eps=opt.eps
+    ),
+    "adam": lambda opt, matrices, vectors: torch.optim.Adam(
+        groups(opt, matrices, vectors), lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, amsgrad=opt.amsgrad
+    ),
+    "adamw": lambda opt, matrices, vectors: torch.optim.AdamW(
+        groups(opt, matrices, vectors), lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, amsgrad=opt.amsgrad
+    ),
+    "nadam": lambda opt, matrices, vectors: torch.optim.NAdam(
+        groups(opt, matrices, vectors),
+        lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, momentum_decay=opt.momentum_decay,
     ),
 }  # fmt: skip
 
@@ -153,6 +183,12 @@ OPTIONS = {
         SGD(0.1, weight_decay=0.05),
         SGD(0.1, momentum=0.5, weight_decay=0.05),
     ],
+    "adagrad": [Adagrad(), Adagrad(0.05, initial=0.1, eps=1e-3, weight_decay=0.05)],
+    "rmsprop": [RMSProp(), RMSProp(0.02, alpha=0.9, weight_decay=0.05), RMSProp(momentum=0.9, eps=1e-3)],
+    "adadelta": [Adadelta(), Adadelta(0.5, rho=0.8, weight_decay=0.05)],
+    "adam": [Adam(), Adam(0.02, beta1=0.5, beta2=0.9, eps=1e-4), Adam(0.02, amsgrad=True, beta2=0.5)],
+    "adamw": [AdamW(), AdamW(0.02, weight_decay=0.3, amsgrad=True), AdamW(weight_decay=0.0)],
+    "nadam": [NAdam(), NAdam(0.02, beta1=0.5, momentum_decay=0.1, weight_decay=0.05)],
 }
 
 # (the schedule, PyTorch's optimizer, the number of epochs) -> PyTorch's schedule, stepped once an epoch.
@@ -160,6 +196,21 @@ SCHEDULES = {
     "constant": lambda s, opt, T: torch.optim.lr_scheduler.ConstantLR(opt, factor=1.0),
     "step": lambda s, opt, T: torch.optim.lr_scheduler.StepLR(opt, s.every, s.gamma),
     "exponential": lambda s, opt, T: torch.optim.lr_scheduler.ExponentialLR(opt, s.gamma),
+    "polynomial": lambda s, opt, T: torch.optim.lr_scheduler.PolynomialLR(opt, T, s.power),
+    "warm_restarts": lambda s, opt, T: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        opt, s.period, s.growth, s.floor
+    ),
+    # PyTorch's peak is at step pct_start total_steps - 1, its end at step total_steps - 1
+    "one_cycle": lambda s, opt, T: torch.optim.lr_scheduler.OneCycleLR(
+        opt,
+        1.0,
+        total_steps=T + 1,
+        pct_start=(s.rise * T + 1) / (T + 1),
+        div_factor=1 / s.start,
+        final_div_factor=s.start / s.end,
+        cycle_momentum=False,
+    ),
+    "reduce_on_plateau": lambda s, opt, T: torch.optim.lr_scheduler.ConstantLR(opt, factor=1.0),  # nothing seen yet
     "cosine": lambda s, opt, T: torch.optim.lr_scheduler.CosineAnnealingLR(opt, T, eta_min=s.floor),
     "warmup": lambda s, opt, T: torch.optim.lr_scheduler.LambdaLR(
         opt,
