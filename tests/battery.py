@@ -81,6 +81,26 @@ COMPOSITIONS: dict[str, tuple[dict, tuple[int, ...]]] = {
         {"type": "residual", "layers": [{"type": "dropout", "rate": 0.3}, {"type": "dense", "units": 5}]},
         (5,),
     ),
+    "stacked rnn of relu": (
+        {"type": "simple_rnn", "units": 3, "layers": 2, "activation": "relu", "returns": "sequence"},
+        (4, 2),
+    ),
+    "bidirectional lstm": ({"type": "lstm", "units": 2, "bidirectional": True}, (4, 2)),
+    "stacked bidirectional lstm": (
+        {"type": "lstm", "units": 2, "layers": 2, "bidirectional": True, "returns": "sequence"},
+        (3, 2),
+    ),
+    "stacked bidirectional gru": ({"type": "gru", "units": 2, "layers": 2, "bidirectional": True}, (3, 2)),
+    "gru sequence": ({"type": "gru", "units": 3, "returns": "sequence"}, (4, 2)),
+    "lstm of one step": ({"type": "lstm", "units": 3}, (1, 2)),
+    "attention block": (
+        {"type": "residual", "layers": ["positional_encoding", {"type": "self_attention", "heads": 3}]},
+        (4, 6),
+    ),
+    "embedded lstm": (
+        {"type": "chain", "layers": [{"type": "embedding", "vocabulary": 5, "units": 3}, {"type": "lstm", "units": 2}]},
+        (4,),
+    ),
 }
 
 
