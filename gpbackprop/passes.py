@@ -10,6 +10,7 @@ from gpbackprop.data import Preparation, Split
 from gpbackprop.data.batches import Feed, order
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
+from gpbackprop.optim.objective import Objective
 from gpbackprop.plan import Network, Plan
 
 EVALUATION_BATCH = 256  # the same for every population, so that a member's sums are those of the network alone
@@ -33,6 +34,7 @@ class Pass:
         self.feed = Feed(network.backend, split, preparation)
         self.tallies: dict[str, Array] = {}
         self.plans: dict[int, tuple[Plan, Callable[[Array], None]]] = {}
+        self.objectives: dict[int, Objective] = {}
 
     def plan(self, batch: int) -> tuple[Plan, Callable[[Array], None]]:
         """The plan of a batch size, and the call that loads the rows of an index array (K, batch) into it."""
@@ -43,6 +45,7 @@ class Pass:
                 nonlocal load
                 target, load = self.feed.bind(plan)
                 total, mass = self.loss.trace(plan, plan.y, target)
+                self.objectives[batch] = Objective(plan, self.loss, target, total, mass)
                 xp, sums = plan.xp, [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
 
                 def add_up():

@@ -38,8 +38,11 @@ def spec(cls: type[T]) -> type[T]:
 
 
 def type_name(cls: type) -> str:
-    """The name of a class in a config: `SoftmaxCrossEntropy` is `softmax_cross_entropy`, `SGD` is `sgd`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    """The name of a class in a config: `SoftmaxCrossEntropy` is `softmax_cross_entropy`, `SGD` is `sgd`.
+
+    A class whose name is written otherwise gives it as `__type__`: that of `AdamW` is `adamw`.
+    """
+    return vars(cls).get("__type__") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def family(base: type) -> dict[str, type]:
@@ -55,7 +58,7 @@ def family(base: type) -> dict[str, type]:
 
 def suggest(word: str, words) -> str:
     """ " (did you mean 'x'?)" for the nearest of `words`, or nothing."""
-    near = difflib.get_close_matches(word, list(words), n=1)
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gpbackprop.optim.base import Optimizer
 from gpbackprop.passes import Evaluation, Pass, Row
 from gpbackprop.plan import Flat, Network, Plan
 from gpbackprop.settings import Train, render
+from gpbackprop.spec import type_name
 
 COUNTERS = ("step", "epoch", "batch_in_epoch")
 
@@ -63,7 +65,6 @@ class Trainer:
             raise DataError(f"{data.name}: the training split has no rows")
         self.name, self.backend = name, select(device) if isinstance(device, str) else device
         self.network = Network(model, data.preparation.row_shape, self.backend, seeds, self.train.dtype)
-        self.update = optimizer.bind(self.network)
         self.metrics = self.train.metrics_for(data.preparation.classes)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
         self.steps_per_epoch = -(-len(split) // self.batch_size)
@@ -71,13 +72,20 @@ class Trainer:
         self.training = Pass(self.network, loss, counted, split, data.preparation, training=True)
         for size in {self.batch_size, len(split) % self.batch_size or self.batch_size}:
             self.training.plan(size)
+        if optimizer.whole and self.steps_per_epoch > 1:
+            raise ConfigError(
+                f"train.batch_size: is {self.batch_size}, but {type_name(type(optimizer))} takes one step from all "
+                f'{len(split)} rows; set batch_size = "full"'
+            )
+        self.update = optimizer.bind(self.network, self.training.objectives[self.batch_size])
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
         self.epochs = self.train.epochs
         self.best: dict[str, float] = {}  # value and epoch of the best monitored metric
         self.history: list[Row] = []
         self.stop_requested = False
-        self._factor = math.nan
+        self._factors: list[float] = []
+        self._past: list[tuple[float, ...]] = [()]  # what the schedule sees of the epochs before, for each member
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -108,6 +116,7 @@ class Trainer:
         """The remaining steps of the current epoch, until a stop is requested."""
         if self.batch_in_epoch == 0:
             self.training.reset()
+        self._past = self._watched()
         split = self.data.splits["train"]
         whole, rest = order(split, self.batch_size, self.seeds, self.epoch, self.train.shuffle)
         batches = [*self.backend.array(whole), *([self.backend.array(rest)] if rest.size else [])]
@@ -119,8 +128,12 @@ class Trainer:
             plan.forward()
             if self.step % self.backend.probe_every == 0:
                 self._probe(plan)
-            plan.backward()
-            self.update.step()
+            if self.optimizer.gradient:
+                plan.backward()
+            if (self.step + 1) % self.update.every:
+                self.update.gather()
+            else:
+                self.update.step()
             self.network.clock += 1
             self.step += 1
             self.batch_in_epoch += 1
@@ -130,10 +143,23 @@ class Trainer:
 
     def _set_rate(self) -> None:
         """Bring the learning rates of the next step up to date."""
-        factor = self.optimizer.schedule.factor(self.step / self.steps_per_epoch, self.epochs)
-        if factor != self._factor:
-            self._factor = factor
-            self.backend.xp.multiply(self.update.lr, factor, out=self.update.rate)
+        t, schedule = self.step / self.steps_per_epoch, self.optimizer.schedule
+        factors = [schedule.factor(t, self.epochs, past) for past in self._past]
+        if factors != self._factors:
+            self._factors = factors
+            each = factors[0]
+            if len(factors) > 1:
+                each = self.backend.array(np.array(factors, self.network.dtype)[:, None])
+            self.backend.xp.multiply(self.update.lr, each, out=self.update.rate)
+
+    def _watched(self) -> list[tuple[float, ...]]:
+        """What the monitored metric was after each epoch, for each member, so signed that less is better."""
+        if not self.optimizer.schedule.watches:
+            return [()]
+        values = np.array(
+            [np.broadcast_to(np.asarray(self._monitored(row), float), self.network.K) for row in self.history]
+        )
+        return [tuple(member) for member in (-self._sign * values.reshape(-1, self.network.K)).T.tolist()]
 
     def _probe(self, plan: Plan) -> None:
         """Raise NumericalError unless the loss is finite; what is not finite stays so in the sum over the epoch."""
@@ -166,11 +192,19 @@ class Trainer:
             return self.train.early_stopping.monitor
         return "validation_loss" if "validation" in self.data.splits else "train_loss"
 
-    def _note_best(self, row: Row) -> None:
+    @property
+    def _sign(self) -> int:
+        """-1 where less of the monitored metric is better, else 1."""
+        return -1 if self.monitor.endswith(("loss", "error")) else 1
+
+    def _monitored(self, row: Row) -> Any:
         if self.monitor not in row:
             raise ConfigError(f"train.early_stopping.monitor: {self.monitor!r} is none of {', '.join(row)}")
-        value = float(np.mean(np.asarray(row[self.monitor], float)))
-        sign = -1 if self.monitor.endswith(("loss", "error")) else 1
+        return row[self.monitor]
+
+    def _note_best(self, row: Row) -> None:
+        value = float(np.mean(np.asarray(self._monitored(row), float)))
+        sign = self._sign
         least = self.train.early_stopping.min_delta if self.train.early_stopping else 0.0
         if not self.best or math.isnan(self.best["value"]) or sign * (value - self.best["value"]) > least:
             self.best = {"value": value, "epoch": self.epoch}
@@ -191,7 +225,22 @@ class Trainer:
             evaluation = Evaluation(self.network, self.loss, self.metrics, rows, self.data.preparation)
             if isinstance(split, str):
                 self.evaluations[split] = evaluation
-        return evaluation()
+        with self._as_result():
+            return evaluation()
+
+    @contextmanager
+    def _as_result(self):
+        """Inside, the network has the parameters that training leads to."""
+        w, result = self.network.w, self.update.result
+        if result is None:
+            yield
+            return
+        kept = w.copy()
+        w[...] = result
+        try:
+            yield
+        finally:
+            w[...] = kept
 
     def _not_finite(self, plan: Plan) -> NumericalError:
         """Names the first layer, in forward order, whose outputs are not finite."""
@@ -207,10 +256,16 @@ class Trainer:
     # What a checkpoint holds.
 
     def _flats(self) -> dict[str, tuple[Flat, Array]]:
-        """The layout and the flat array of each room of a checkpoint."""
-        net = self.network
-        flats = {"params": (net.params, net.w), "state": (net.states, net.state)}
-        return flats | {f"optimizer/{name}": (net.params, array) for name, array in self.update.state.items()}
+        """The layout and the flat array of each room of a checkpoint.
+
+        Its params are those that training leads to; where the ones in training are others, they are with the optimizer.
+        """
+        net, update, arrays = self.network, self.update, dict(self.update.state)
+        if update.result is not None:
+            arrays["weights"] = net.w
+        params = net.w if update.result is None else update.result
+        flats = {"params": (net.params, params), "state": (net.states, net.state)}
+        return flats | {f"optimizer/{name}": (net.params, array) for name, array in arrays.items()}
 
     def content(self) -> dict[str, np.ndarray | bytes]:
         """Everything that a run needs to go on, as arrays and text.
@@ -226,6 +281,7 @@ class Trainer:
                         f"{room}/{path} is not finite after step {self.step}; no checkpoint was written after it. "
                         "Go on from the one before with a smaller learning rate"
                     )
+        content |= {f"optimizer/{name}": self.backend.host(array) for name, array in self.update.scalars.items()}
         content |= {f"preparation/{name}": array for name, array in self.data.preparation.arrays().items()}
         content |= {f"progress/tally/{name}": self.backend.host(tally) for name, tally in self.training.tallies.items()}
         content |= {f"progress/{name}": np.array(getattr(self, name), np.int64) for name in COUNTERS}
@@ -239,6 +295,8 @@ class Trainer:
         for room, (flat, array) in self._flats().items():
             for path, view in flat.views(array).items():
                 self.backend.stage(content[f"{room}/{path}"], view)
+        for name, array in self.update.scalars.items():
+            self.backend.stage(content[f"optimizer/{name}"], array)
         for name, tally in self.training.tallies.items():
             self.backend.stage(content[f"progress/tally/{name}"], tally)
         for name in COUNTERS:

@@ -188,9 +188,12 @@ def test_a_table_writes_every_field_and_leaves_none_out():
         "type": "sgd",
         "lr": 0.1,
         "schedule": {"type": "constant"},
+        "freeze": [],
+        "accumulate": 1,
+        "l1": 0.0,
+        "weight_decay": 0.0,
         "momentum": 0.0,
         "nesterov": False,
-        "weight_decay": 0.0,
     }
 
 
