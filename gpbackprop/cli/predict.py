@@ -96,6 +96,8 @@ def _write(path: Path, write) -> None:
     """The whole file or none of it."""
     import os
 
+    from gpbackprop.errors import UsageError
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -103,5 +105,5 @@ def _write(path: Path, write) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise click.UsageError(f"--output {path}: cannot be written: {error.strerror}") from None
+        raise UsageError(f"--output {path}: cannot be written: {error.strerror}") from None
     screen.note(f"wrote {path}")

@@ -61,11 +61,9 @@ class Bar(Lines):
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         with screen.only_to_files():
             super().on_epoch(trainer, row)
-        now = time.perf_counter()
-        if now >= self.next or trainer.epoch == trainer.epochs:
-            self.bar.set_description(self._place(trainer), refresh=False)
-            name, value = list(metrics(row).items())[-1]
-            self.bar.set_postfix_str(f"{words(name)} {screen.number(value)}")
+        name, value = list(metrics(row).items())[-1]
+        self.bar.set_description(self._place(trainer), refresh=False)
+        self.bar.set_postfix_str(f"{words(name)} {screen.number(value)}", refresh=False)
 
     def close(self) -> None:
         self.bar.close()
