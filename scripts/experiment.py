@@ -140,13 +140,15 @@ def plan(args: argparse.Namespace) -> list[Variation]:
         settings = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
         try:
             config = read(path, [*args.set, *settings])
-            if config.population != 1 or not isinstance(config.seed, int):
-                raise ConfigError(f"{path}: leave population and lists of seeds to --seeds: one network, one seed")
+            if any(isinstance(x, tuple) and isinstance((*x, "")[0], float) for x in vars(config.optimizer).values()):
+                raise ConfigError(f"{path}: optimizer: has a list, an entry for each member; use --vary instead")
         except ConfigError as error:
             mistakes[str(error)] = None
             continue
+        first = config.seed if isinstance(config.seed, int) else config.seed[0]
         listed = [int(seed) for seed in args.seeds.split(",") if seed]
-        seeds = listed if "," in args.seeds else list(range(config.seed, config.seed + listed[0]))
+        seeds = list(dict.fromkeys(listed)) if "," in args.seeds else list(range(first, first + listed[0]))
+        config = dataclasses.replace(config, seed=seeds[0], population=1)
         variation = Variation(config, read_text(path), dict(zip(keys, chosen, strict=True)), seeds, args.out)
         if variation.folder in variations:
             mistakes[f"{path}: there are two variations {variation.name}; rename a config, or leave one out"] = None
