@@ -53,6 +53,19 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Note:
+    """A slot worth looking at: `name` is "y" for the output of the layer at `path`, "z" for what its activation takes.
+
+    `done` is the number of the plan's forwards that come before whatever reads the slot.
+    """
+
+    path: str
+    name: str
+    slot: Slot
+    done: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """What the outputs are held to: `value` (K, batch, ...) class indices or (K, batch, ..., outputs) numbers.
 
@@ -222,7 +235,7 @@ class Plan:
             self.arena = Arena(self.xp, size)
             self.forwards: list[Closure] = []
             self.backwards: list[Closure] = []
-            self.outputs: list[tuple[str, Slot]] = []
+            self.notes: list[Note] = []
             self.path: list[str] = []
             self.x = Slot(self.scratch((batch, *network.row_shape)), None)
             self.lengths = self.scratch((batch,)) if network.lengths else None
@@ -305,6 +318,15 @@ class Plan:
             self.forwards.append(forward)
         if backward and self.training:
             self.backwards.append(backward)
+
+    def note(self, name: str, slot: Slot) -> None:
+        """Note a slot of the layer at the current path for those who look at or check the numbers inside."""
+        self.notes.append(Note("/".join(self.path), name, slot, len(self.forwards)))
+
+    @property
+    def outputs(self) -> list[tuple[str, Slot]]:
+        """The path and output of each layer of a row of layers, inner layers before the one that holds them."""
+        return [(note.path, note.slot) for note in self.notes if note.name == "y"]
 
     @contextmanager
     def scope(self, name: str):

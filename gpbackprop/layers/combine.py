@@ -24,7 +24,7 @@ def trace_row(layers: Sequence[Layer], plan: Plan, x: Slot) -> Slot:
     for i, layer in enumerate(layers):
         with plan.scope(f"{i}-{type_name(type(layer))}"):
             x = layer.trace(plan, x)
-            plan.outputs.append(("/".join(plan.path), x))
+            plan.note("y", x)
     return x
 
 

@@ -41,7 +41,10 @@ class Dense(Parametric):
                 gemm(y.grad, W.transposed, x_rows.grad)
 
         plan.step(forward, backward)
-        return self.activation.trace(plan, out) if self.activation else out
+        if not self.activation:
+            return out
+        plan.note("z", out)
+        return self.activation.trace(plan, out)
 
     @classmethod
     def example(cls):
