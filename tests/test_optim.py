@@ -15,14 +15,14 @@ from gpbackprop.backend import select
 from gpbackprop.errors import ConfigError
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
-from gpbackprop.optim.base import Optimizer
+from gpbackprop.optim.rule import GradientRule
 from gpbackprop.optim.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.plan import Network
 from gpbackprop.spec import family
 
 MODEL = Chain(Dense(4), Dense(2, freeze=("W",)))
-every_optimizer = pytest.mark.parametrize("cls", every(Optimizer))
+every_optimizer = pytest.mark.parametrize("cls", every(GradientRule))
 
 
 class Steps:

@@ -14,8 +14,7 @@ class Adagrad(GradientRule):
 
     def rule(self, at):
         xp, g, delta, rate = at.xp, at.g, at.delta, at.rate
-        s, root, eps = at.array("squares"), at.scratch(), at.column("eps")
-        xp.add(s, at.column("initial"), out=s)
+        s, root, eps = at.array("squares", at.column("initial")), at.scratch(), at.column("eps")
 
         def step():
             xp.multiply(g, g, out=delta)

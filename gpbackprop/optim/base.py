@@ -81,9 +81,10 @@ class Binding:
         """Work memory (K, P)."""
         return self.xp.zeros_like(self.w)
 
-    def array(self, name: str) -> Array:
-        """State (K, P) that starts from 0."""
+    def array(self, name: str, start: float | Array = 0.0) -> Array:
+        """State (K, P)."""
         self.arrays[name] = self.scratch()
+        self.arrays[name][...] = start
         return self.arrays[name]
 
     def scalar(self, name: str, start: float = 0.0) -> Array:

@@ -16,6 +16,8 @@ from gpbackprop.losses import HalfSquaredError, Loss, SoftmaxCrossEntropy
 from gpbackprop.optim.adam import Adam, AdamW, NAdam
 from gpbackprop.optim.adaptive import Adadelta, Adagrad, RMSProp
 from gpbackprop.optim.base import Optimizer
+from gpbackprop.optim.local import DeltaBarDelta, Quickprop, Rprop
+from gpbackprop.optim.rule import GradientRule
 from gpbackprop.optim.schedules import Schedule
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.spec import type_name
@@ -143,6 +145,51 @@ LOSSES = {
 }
 
 
+class Elementwise(torch.optim.Optimizer):
+    """A rule that PyTorch lacks, written for one weight: (weight, gradient, its memory, options) -> new weight."""
+
+    def __init__(self, groups, rule, **options):
+        self.rule = rule
+        super().__init__(groups, options)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                memory = self.state[p].setdefault("memory", [{} for _ in range(p.numel())])
+                flat, grad = p.view(-1), (p.grad + group["weight_decay"] * p).reshape(-1).tolist()
+                new = [self.rule(w, g, m, group) for w, g, m in zip(flat.tolist(), grad, memory, strict=True)]
+                flat.copy_(torch.tensor(new))
+
+
+def quickprop(w, g, memory, group):
+    """As in Fahlman's program: by the sign of the last step, with the slope downhill."""
+    slope, before, step, shrink = (
+        -g,
+        memory.get("slope", 0),
+        memory.get("step", 0),
+        group["growth"] / (1 + group["growth"]),
+    )
+    after = 0
+    if step > 0:
+        after += group["lr"] * slope if slope > 0 else 0
+        after += group["growth"] * step if slope > shrink * before else step * slope / (before - slope)
+    elif step < 0:
+        after += group["lr"] * slope if slope < 0 else 0
+        after += group["growth"] * step if slope < shrink * before else step * slope / (before - slope)
+    else:
+        after += group["lr"] * slope
+    memory.update(slope=slope, step=after)
+    return w + after
+
+
+def delta_bar_delta(w, g, memory, group):
+    bar, gain = memory.get("bar", 0), memory.get("gain", 1)
+    gain = gain + group["kappa"] if bar * g > 0 else gain * (1 - group["phi"]) if bar * g < 0 else gain
+    memory.update(gain=gain, bar=(1 - group["theta"]) * g + group["theta"] * bar)
+    return w - group["lr"] * gain * g
+
+
 def groups(opt, matrices, vectors):
     return [{"params": matrices, "weight_decay": opt.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
@@ -168,6 +215,15 @@ OPTIMIZERS = {
     "adamw": lambda opt, matrices, vectors: torch.optim.AdamW(
         groups(opt, matrices, vectors), lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, amsgrad=opt.amsgrad
     ),
+    "rprop": lambda opt, matrices, vectors: torch.optim.Rprop(
+        [*matrices, *vectors], lr=opt.lr, etas=(opt.down, opt.up), step_sizes=(opt.least, opt.most)
+    ),
+    "quickprop": lambda opt, matrices, vectors: Elementwise(
+        groups(opt, matrices, vectors), quickprop, lr=opt.lr, growth=opt.growth
+    ),
+    "delta_bar_delta": lambda opt, matrices, vectors: Elementwise(
+        groups(opt, matrices, vectors), delta_bar_delta, lr=opt.lr, kappa=opt.kappa, phi=opt.phi, theta=opt.theta
+    ),
     "nadam": lambda opt, matrices, vectors: torch.optim.NAdam(
         groups(opt, matrices, vectors),
         lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, momentum_decay=opt.momentum_decay,
@@ -188,6 +244,9 @@ OPTIONS = {
     "adadelta": [Adadelta(), Adadelta(0.5, rho=0.8, weight_decay=0.05)],
     "adam": [Adam(), Adam(0.02, beta1=0.5, beta2=0.9, eps=1e-4), Adam(0.02, amsgrad=True, beta2=0.5)],
     "adamw": [AdamW(), AdamW(0.02, weight_decay=0.3, amsgrad=True), AdamW(weight_decay=0.0)],
+    "rprop": [Rprop(0.05, up=1.5, least=0.01, most=0.1)],
+    "quickprop": [Quickprop(0.05, growth=1.2, weight_decay=0.05)],
+    "delta_bar_delta": [DeltaBarDelta(0.1, kappa=0.5, phi=0.5, theta=0.2, weight_decay=0.05)],
     "nadam": [NAdam(), NAdam(0.02, beta1=0.5, momentum_decay=0.1, weight_decay=0.05)],
 }
 
@@ -333,7 +392,7 @@ def test_means_are_those_of_pytorch_where_it_has_them():
         assert Held(loss, y, y * 0 + 1).run()[0][0] == pytest.approx(mean(torch.tensor(y), torch.ones(y.shape)).item())
 
 
-@pytest.mark.parametrize("cls", every(Optimizer))
+@pytest.mark.parametrize("cls", every(GradientRule))
 @precisions
 def test_an_optimizer_trains_as_in_pytorch(cls, dtype):
     for optimizer in (example(cls), *OPTIONS.get(type_name(cls), [])):
