@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
     add("--task", type=int, default=0, metavar="I", help="train variations I, I+N, I+2N, ... only, I from 0")
     add("--of", type=int, default=0, metavar="N", help="the number of tasks; then --summarize when all are done")
     add("--summarize", action="store_true", help="train nothing, compare what there is")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # configs may stand anywhere
     if not 0 <= args.task < max(args.of, 1):
         parser.error(f"--task {args.task} --of {args.of}: expected --of N, and a task from 0 to N - 1")
     if not re.fullmatch(r"\d+(,\d+)*,?", args.seeds) or set(args.seeds) == {"0"}:
