@@ -22,20 +22,19 @@ class LSTM(Recurrent):
         return np.repeat([0.0, 1.0, 0.0, 0.0], self.units)
 
     def cell(self, plan, walk, U):
-        xp, gemm, H, h = plan.xp, plan.backend.gemm, walk.units, walk.h
+        xp, gemm, h, H, B = plan.xp, plan.backend.gemm, walk.h, walk.units, plan.batch
         _, c = walk.states()
-        _, tanh_c = walk.block(H)
-        product, t = plan.scratch((plan.batch, 4 * H)), plan.scratch((plan.batch, H))
-        carry = plan.carry("c", (plan.batch, H))
-        sigmoids = [z[..., : 3 * H] for z in walk.z]
-        i, f, o, g = ([z[..., n * H : (n + 1) * H] for z in walk.z] for n in range(4))
-        last = walk.steps - 1
+        blocks, z = walk.blocks(5), [walk.by_gate(z) for z in walk.z]
+        gates, sigmoids = [a[:, :4] for a in blocks], [a[:, :3] for a in blocks]
+        i, f, o, g, tanh_c = ([a[:, n] for a in blocks] for n in range(5))
+        product, t, last = plan.scratch((B, 4 * H)), plan.scratch((B, H)), walk.steps - 1
+        recurrent, carry = walk.by_gate(product), plan.carry("c", (B, H))
 
         def forward(s):
             if s == 0:
                 c[0][...] = 0 if carry is None else carry
             gemm(h[s], U.value, product)
-            xp.add(walk.z[s], product, out=walk.z[s])
+            xp.add(z[s], recurrent, out=gates[s])
             sigmoid(xp, sigmoids[s], sigmoids[s])
             xp.tanh(g[s], out=g[s])
             if walk.past:  # beyond the end of a row c stays as it is
@@ -51,13 +50,11 @@ class LSTM(Recurrent):
 
         if not plan.training:
             return forward, None
-        dh, dc = walk.dh, plan.scratch((plan.batch, H))
-        dsigmoids = [dz[..., : 3 * H] for dz in walk.dz]
-        di, df, do, dg = ([dz[..., n * H : (n + 1) * H] for dz in walk.dz] for n in range(4))
-        slope = plan.scratch((plan.batch, 3 * H))
+        dh, dc, slope, d = walk.dh, plan.scratch((B, H)), plan.scratch((3, B, H)), plan.scratch((4, B, H))
+        di, df, do, dg = (d[:, n] for n in range(4))
 
         def backward(s):
-            xp.multiply(dh, tanh_c[s], out=do[s])
+            xp.multiply(dh, tanh_c[s], out=do)
             xp.multiply(tanh_c[s], tanh_c[s], out=t)
             xp.subtract(1, t, out=t)
             xp.multiply(t, o[s], out=t)
@@ -66,16 +63,17 @@ class LSTM(Recurrent):
                 dc[...] = t
             else:
                 xp.add(dc, t, out=dc)
-            xp.multiply(dc, g[s], out=di[s])
-            xp.multiply(dc, c[s], out=df[s])
+            xp.multiply(dc, g[s], out=di)
+            xp.multiply(dc, c[s], out=df)
             xp.subtract(1, sigmoids[s], out=slope)
             xp.multiply(slope, sigmoids[s], out=slope)
-            xp.multiply(dsigmoids[s], slope, out=dsigmoids[s])
+            xp.multiply(d[:, :3], slope, out=d[:, :3])
             xp.multiply(g[s], g[s], out=t)
             xp.subtract(1, t, out=t)
             xp.multiply(t, i[s], out=t)
-            xp.multiply(t, dc, out=dg[s])
+            xp.multiply(t, dc, out=dg)
             xp.multiply(dc, f[s], out=dc)
+            z[s][...] = d
 
         return forward, backward
 
@@ -97,48 +95,49 @@ class GRU(Recurrent):
     direct = True
 
     def cell(self, plan, walk, U):
-        xp, gemm, H, h = plan.xp, plan.backend.gemm, walk.units, walk.h
+        xp, gemm, h, H, B = plan.xp, plan.backend.gemm, walk.h, walk.units, plan.batch
         bias = self.param(plan, "c", (H,)).reshape(1, H)
-        product, t = plan.scratch((plan.batch, 3 * H)), plan.scratch((plan.batch, H))
-        _, q = walk.block(H)  # h U_n + c
-        gates = [z[..., : 2 * H] for z in walk.z]
-        r, z, n = ([z[..., i * H : (i + 1) * H] for z in walk.z] for i in range(3))
+        blocks, x = walk.blocks(4), [walk.by_gate(z) for z in walk.z]
+        gates, (r, z, n, q) = [a[:, :2] for a in blocks], ([a[:, i] for a in blocks] for i in range(4))
+        product, t = plan.scratch((B, 3 * H)), plan.scratch((B, H))
+        recurrent = walk.by_gate(product)
 
         def forward(s):
             gemm(h[s], U.value, product)
-            xp.add(gates[s], product[..., : 2 * H], out=gates[s])
+            xp.add(x[s][:, :2], recurrent[:, :2], out=gates[s])
             sigmoid(xp, gates[s], gates[s])
-            xp.add(product[..., 2 * H :], bias.value, out=q[s])
+            xp.add(recurrent[:, 2], bias.value, out=q[s])
             xp.multiply(r[s], q[s], out=t)
-            xp.add(n[s], t, out=n[s])
-            xp.tanh(n[s], out=n[s])
+            xp.add(x[s][:, 2], t, out=t)
+            xp.tanh(t, out=n[s])
             xp.subtract(h[s], n[s], out=t)
             xp.multiply(t, z[s], out=t)
             xp.add(n[s], t, out=h[s + 1])
 
         if not plan.training:
             return forward, None
-        dh, rows = walk.dh, walk.steps * plan.batch
-        walk.dU, walk.du = walk.block(3 * H)
-        ones, dq = plan.constant(np.ones((1, 1, rows))), walk.dU[..., 2 * H :].reshape(plan.K, rows, H)
-        dgates = [dz[..., : 2 * H] for dz in walk.dz]
-        dr, dz, dn = ([dz[..., i * H : (i + 1) * H] for dz in walk.dz] for i in range(3))
-        slope = plan.scratch((plan.batch, 2 * H))
+        walk.dU = plan.scratch(walk.Z.shape[1:])
+        walk.du = walk.visit(walk.dU)
+        dh, dU, rows = walk.dh, [walk.by_gate(du) for du in walk.du], walk.steps * B
+        ones, dq = plan.constant(np.ones((1, 1, rows))), walk.dU.reshape(plan.K, rows, 3 * H)[..., 2 * H :]
+        slope, d = plan.scratch((2, B, H)), plan.scratch((3, B, H))
+        dgates, (dr, dz, dn) = d[:, :2], (d[:, i] for i in range(3))
 
         def backward(s):
             xp.subtract(h[s], n[s], out=t)
-            xp.multiply(t, dh, out=dz[s])
+            xp.multiply(t, dh, out=dz)
             xp.subtract(1, z[s], out=t)
-            xp.multiply(t, dh, out=dn[s])
+            xp.multiply(t, dh, out=dn)
             xp.multiply(n[s], n[s], out=t)
             xp.subtract(1, t, out=t)
-            xp.multiply(dn[s], t, out=dn[s])
-            xp.multiply(dn[s], q[s], out=dr[s])
+            xp.multiply(dn, t, out=dn)
+            xp.multiply(dn, q[s], out=dr)
             xp.subtract(1, gates[s], out=slope)
             xp.multiply(slope, gates[s], out=slope)
-            xp.multiply(dgates[s], slope, out=dgates[s])
-            walk.du[s][..., : 2 * H] = dgates[s]
-            xp.multiply(dn[s], r[s], out=walk.du[s][..., 2 * H :])
+            xp.multiply(dgates, slope, out=dgates)
+            x[s][...] = d
+            dU[s][:, :2] = dgates
+            xp.multiply(dn, r[s], out=dU[s][:, 2])
             xp.multiply(dh, z[s], out=dh)
 
         plan.step(None, lambda: gemm(ones, dq, bias.grad))  # after the steps: backwards run in the reverse order

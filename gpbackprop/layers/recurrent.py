@@ -40,25 +40,24 @@ class Ends:
 class Walk:
     """The arrays of one direction of one layer, as lists in the order in which the steps are visited.
 
-    z[s] holds what step s adds up, x_t W + b at first; h[s] is the state before step s and h[s + 1] the one after.
-    `dz[s]` and `du[s]` are the gradients of the input product and of the recurrent one, `dh` that of h[s + 1].
+    z[s] is the input product x_t W + b of step s, which backward replaces by its gradient; `du[s]` is the gradient of
+    the recurrent product (the same array, unless a cell says otherwise). h[s] is the state before step s, h[s + 1] the
+    one after, and `dh` the gradient of the latter.
     """
 
     def __init__(self, plan: Plan, steps: int, units: int, gates: int, ends: Ends | None, backward: bool):
         self.plan, self.steps, self.units, self.turned = plan, steps, units, backward
-        self.Z = plan.scratch((steps, plan.batch, gates * units))
-        self.z = self.visit(self.Z)
+        self.Z = self.dU = plan.scratch((steps, plan.batch, gates * units))
+        self.z = self.du = self.visit(self.Z)
         self.H, self.h = self.states()
         self.past: list[Array] | None = None
         if ends:
             self.past, self.valid, self.gone = map(self.visit, (ends.past, ends.valid, ends.gone))
         if plan.training:
-            self.dZ = self.dU = plan.scratch(self.Z.shape[1:])
-            self.dz = self.du = self.visit(self.dZ)
             self.dh = plan.scratch((plan.batch, units))
 
     def visit(self, a: Array) -> list[Array]:
-        """a (K, T, B, n) step by step."""
+        """a (K, T, ...) step by step."""
         order = range(a.shape[1])
         return [a[:, t] for t in (reversed(order) if self.turned else order)]
 
@@ -67,10 +66,13 @@ class Walk:
         whole = self.plan.scratch((self.steps + 1, self.plan.batch, self.units))
         return whole, self.visit(whole)
 
-    def block(self, n: int) -> tuple[Array, list[Array]]:
-        """An array (K, T, B, n), and its steps."""
-        whole = self.plan.scratch((self.steps, self.plan.batch, n))
-        return whole, self.visit(whole)
+    def blocks(self, n: int) -> list[Array]:
+        """n arrays (B, H) for each step, (K, n, B, H): a gate is then one block of memory."""
+        return self.visit(self.plan.scratch((self.steps, n, self.plan.batch, self.units)))
+
+    def by_gate(self, a: Array) -> Array:
+        """a (K, B, n H) seen as (K, n, B, H)."""
+        return a.reshape(*a.shape[:2], -1, self.units).swapaxes(1, 2)
 
     @property
     def before(self) -> Array:
@@ -106,8 +108,8 @@ class Recurrent(Parametric):
     returns: Literal["last", "sequence"] = "last"
 
     def cell(self, plan: Plan, walk: Walk, U: Slot) -> tuple[Step, Step]:
-        """(forward, backward) of step s: from z[s] and h[s] to h[s + 1]; from dh, the gradient of h[s + 1], to dz[s]
-        and du[s]. Where the class is `direct`, backward leaves in dh what reaches h[s] beside the product h[s] U.
+        """(forward, backward) of step s: from z[s] and h[s] to h[s + 1]; from dh, the gradient of h[s + 1], to those
+        of z[s] and of the recurrent product. A `direct` class leaves in dh what reaches h[s] beside that product.
         """
         raise NotImplementedError
 
@@ -189,7 +191,7 @@ class Recurrent(Parametric):
             return y
         dh, through, kept = walk.dh, plan.scratch((plan.batch, H)), plan.scratch((plan.batch, H))
         dy = None if last else walk.visit(y.grad)
-        dZ, dU, ones = walk.dZ.reshape(plan.K, rows, G), walk.dU.reshape(plan.K, rows, G), np.ones((1, 1, rows))
+        dU, ones = walk.dU.reshape(plan.K, rows, G), np.ones((1, 1, rows))
         before, ones = walk.before.reshape(plan.K, rows, H).swapaxes(-1, -2), plan.constant(ones)
 
         def backward():
@@ -209,10 +211,10 @@ class Recurrent(Parametric):
                 if dy is not None:
                     xp.add(dh, dy[s - 1], out=dh)
             gemm(before, dU, U.grad)
-            gemm(flat.transposed, dZ, W.grad)
-            gemm(ones, dZ, b.grad)
+            gemm(flat.transposed, Z, W.grad)
+            gemm(ones, Z, b.grad)
             if x.grad is not None:
-                gemm(dZ, W.transposed, flat.grad)
+                gemm(Z, W.transposed, flat.grad)
 
         plan.step(forward, backward)
         return y
@@ -244,23 +246,23 @@ class SimpleRNN(Recurrent):
 
     def cell(self, plan, walk, U):
         xp, gemm, z, h, tanh = plan.xp, plan.backend.gemm, walk.z, walk.h, self.activation == "tanh"
-        dz, slope = (walk.dz, plan.scratch(walk.dh.shape[1:])) if plan.training else (None, None)
+        slope = plan.scratch((plan.batch, self.units)) if plan.training else None
 
         def forward(s):
             gemm(h[s], U.value, h[s + 1])
-            xp.add(z[s], h[s + 1], out=z[s])
+            xp.add(z[s], h[s + 1], out=h[s + 1])
             if tanh:
-                xp.tanh(z[s], out=h[s + 1])
+                xp.tanh(h[s + 1], out=h[s + 1])
             else:
-                xp.maximum(z[s], 0, out=h[s + 1])
+                xp.maximum(h[s + 1], 0, out=h[s + 1])
 
         def backward(s):
             if tanh:
                 xp.multiply(h[s + 1], h[s + 1], out=slope)
                 xp.subtract(1, slope, out=slope)
             else:
-                xp.greater(z[s], 0, out=slope)
-            xp.multiply(walk.dh, slope, out=dz[s])
+                xp.greater(h[s + 1], 0, out=slope)
+            xp.multiply(walk.dh, slope, out=z[s])
 
         return forward, backward
 
