@@ -198,8 +198,10 @@ class Recorder(Hook):
 
     @property
     def is_best(self) -> bool:
-        """Whether the trainer stands at the end of its best epoch."""
-        return self.trainer.best.get("epoch") == self.trainer.epoch and not self.trainer.batch_in_epoch
+        """Whether the trainer stands at the end of its best epoch; the training loss does not say which that is."""
+        trainer = self.trainer
+        says = not trainer.monitor.startswith("train_")
+        return says and trainer.best.get("epoch") == trainer.epoch and not trainer.batch_in_epoch
 
     def save(self) -> None:
         """Save the present step, unless it is saved already."""
