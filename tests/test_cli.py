@@ -216,6 +216,7 @@ def test_more_epochs_given_once_hold_for_the_next_resume_too(trained, tmp_path):
 
     shutil.copytree(trained / "run", tmp_path / "run")
     gpbackprop("resume", "run", "--epochs", 5, "-q", cwd=tmp_path)
+    assert gp.config.read(tmp_path / "run" / "config.resolved.toml").train.epochs == 5
     done = gpbackprop("resume", "run", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["epochs"] == 5
     assert "complete" in done.stderr

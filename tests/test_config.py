@@ -116,6 +116,7 @@ def test_a_mistake_is_told_with_line_path_what_was_found_and_what_is_expected(ch
     assert line.startswith(f"c.toml:{place}: ")
     assert found in line
     assert expected in line
+    assert "Value error" not in line
 
 
 def test_lines_are_found_in_inline_quoted_and_dotted_keys():

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "The loss and metrics of a model on a split, or on a file.",
     "predict": "Predictions for a file of raw rows.",
     "inspect": "What is in a model: layers, parameters, progress.",
+    "gradcheck": "Every gradient of a network, held to differences of its loss.",
     "data": "The data sets that have a name.",
     "devices": "What can be used, and the reason where something cannot.",
     "completion": "The script that completes commands in a shell.",

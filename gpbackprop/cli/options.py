@@ -9,3 +9,7 @@ device = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 epochs = click.option("--epochs", type=int, metavar="N", help="The epochs to end with, in place of train.epochs.")
+settings = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
+    help="Change a key of the config, by its dotted path; may be given again. A path of a file starts here.",
+)  # fmt: skip

@@ -47,7 +47,7 @@ def command(model, input, output, probabilities, member, best, device):
         arrays |= {"probabilities": p, "classes": np.array(found.classes)}
     if output and output.suffix == ".npz":
         single = {k: v[0] if k != "classes" and len(chosen) == 1 else v for k, v in arrays.items()}
-        _write(output, lambda file: np.savez(file, **single))
+        _write(output, lambda file: np.savez(file, **single))  # type: ignore[arg-type]  # no name of ours is `allow_pickle`
         return
     head, columns = _columns(found, arrays, chosen)
     text = lambda file: _csv(file, head, columns)  # noqa: E731

@@ -15,7 +15,7 @@ BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 WIDTH = 50
 
 
-def hook(trainer: Trainer) -> Hook:
+def hook(trainer: Trainer) -> "Lines":
     """A bar where stderr is a terminal and -q or -v was not given, else one line an epoch in the log."""
     return Bar(trainer) if sys.stderr.isatty() and screen.verbosity == 0 else Lines(trainer)
 

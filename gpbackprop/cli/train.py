@@ -25,10 +25,7 @@ Ctrl-C stops at the next step, saves, and says how to go on.
     "--seed", type=int, metavar="N", help="In place of seed: of the initial weights, the order and the masks."
 )
 @click.option("--population", type=int, metavar="K", help="Train K networks at once, with the seeds N, N+1, ...")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE",
-    help="Change a key of the config, by its dotted path; may be given again. A path of a file starts here.",
-)  # fmt: skip
+@options.settings
 @click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Where the run lies; runs/NAME, or runs/NAME-2, ... by default."
 )
