@@ -47,8 +47,11 @@ if TYPE_CHECKING:
     from gpbackprop.data import Data
     from gpbackprop.layers.activation import *
     from gpbackprop.layers.combine import *
+    from gpbackprop.layers.conv import *
     from gpbackprop.layers.dense import *
     from gpbackprop.layers.dropout import *
+    from gpbackprop.layers.norm import *
+    from gpbackprop.layers.pool import *
     from gpbackprop.layers.shape import *
     from gpbackprop.losses import *
     from gpbackprop.model import Model, load

@@ -220,7 +220,7 @@ def difference(f: Callable[[], np.ndarray], array: np.ndarray, grad: np.ndarray,
 
 
 class Training:
-    """K networks behind one dense layer, trained on rows that are a function of (member's seed, step)."""
+    """K networks behind one layer of tanh units, trained on rows that are a function of (member's seed, step)."""
 
     def __init__(
         self,
@@ -236,7 +236,8 @@ class Training:
         classes: int = 0,
     ):
         self.classes = classes
-        self.net = Network(Chain(Dense(row[-1]), layer), row, backend, seeds, dtype)
+        # tanh: before a norm the gradient of a bias would be nothing but rounding
+        self.net = Network(Chain(Dense(row[-1], activation="tanh"), layer), row, backend, seeds, dtype)
         self.loss = loss or HalfSquaredError()
         self.plan = Plan(self.net, batch, training=True, loss=self._finish)
         self.update = (optimizer or SGD(0.1, momentum=0.9)).bind(self.net)

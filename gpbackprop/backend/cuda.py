@@ -26,6 +26,7 @@ class CudaBackend(Backend):
     Raises DeviceError with the reason when the device does not exist or fails a small product.
     """
 
+    block = 2**24  # few launches count for more than the cache
     probe_every = 100  # a look at the loss waits for all queued steps
 
     def __init__(self, index: int = 0):

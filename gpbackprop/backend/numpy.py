@@ -17,6 +17,7 @@ class Backend:
     xp: Any = np
     name = "cpu"
     description = "NumPy on the CPU"
+    block = 2**18  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
 
     def array(self, host: np.ndarray) -> Array:

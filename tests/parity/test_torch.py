@@ -23,7 +23,8 @@ from gpbackprop.optim.sgd import SGD
 from gpbackprop.spec import type_name
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
-import sequences  # noqa: E402  (it needs PyTorch)
+import images  # noqa: E402  (it needs PyTorch)
+import sequences  # noqa: E402
 
 nn, F = torch.nn, torch.nn.functional
 
@@ -129,7 +130,7 @@ LAYERS = {
     ),
 }
 
-LAYERS |= sequences.LAYERS
+LAYERS |= images.LAYERS | sequences.LAYERS
 
 # The loss of each row: (the loss, outputs, targets) -> a tensor without the last axis.
 LOSSES = {

@@ -1,0 +1,241 @@
+"""A kernel that moves over images (K, B, H, W, C): where its windows lie, and the copies between images and columns."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from gpbackprop.backend import Array
+from gpbackprop.plan import Closure, Plan, Slot
+from gpbackprop.spec import Count, Whole
+
+# One number for both axes, or (vertical, horizontal).
+Counts = Count | tuple[Count, Count]
+Padding = Literal["valid", "same"] | Whole | tuple[Whole, Whole]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis: the window of output o sees the inputs stride o + dilation i - before, for i in 0..kernel-1."""
+
+    size: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+
+    @property
+    def reach(self) -> int:
+        """From the first input of a window to its last, both counted."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def padded(self) -> int:
+        return self.before + self.size + self.after
+
+    @property
+    def out(self) -> int:
+        """The number of windows."""
+        return (self.padded - self.reach) // self.stride + 1
+
+    @property
+    def middle(self) -> slice:
+        """Where the inputs lie among the padded ones."""
+        return slice(self.before, self.before + self.size)
+
+    def window(self, o: int) -> slice:
+        """The padded inputs of window o."""
+        start = o * self.stride
+        return slice(start, start + self.reach, self.dilation)
+
+    def tap(self, i: int) -> slice:
+        """The padded inputs under place i of the kernel, one for each window."""
+        start = i * self.dilation
+        return slice(start, start + (self.out - 1) * self.stride + 1, self.stride)
+
+    def inside(self, i: int) -> tuple[slice, slice]:
+        """The windows whose place i lies on an input, not on padding, and these inputs."""
+        first = max(0, -(-(self.before - i * self.dilation) // self.stride))
+        last = min(self.out, (self.size - 1 + self.before - i * self.dilation) // self.stride + 1)
+        start = first * self.stride + i * self.dilation - self.before
+        count = max(0, last - first)
+        return slice(first, first + count), slice(start, start + max(0, (count - 1) * self.stride + 1), self.stride)
+
+
+def pair(value: Any) -> tuple[Any, Any]:
+    """(vertical, horizontal) of a field that may be one value for both."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def axes(plan: Plan, sizes: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[Axis]:
+    """The windows over images of `sizes` (height, width), or over series of (time,).
+
+    "same" gives ceil(size / stride) of them. Raises ShapeError where the kernel is larger than the padded image.
+    """
+    found = []
+    for size, k, s, p, d in zip(sizes, *map(pair, (kernel, stride, padding, dilation)), strict=False):
+        reach = d * (k - 1) + 1
+        before, after = _padding(p, (-(-size // s) - 1) * s + reach - size)
+        found.append(Axis(size, k, s, d, before, after))
+    what = "the kernel and its dilation" if any(axis.dilation > 1 for axis in found) else "the kernel"
+    plan.expect(
+        all(axis.out > 0 for axis in found),
+        f"at least {_times(axis.reach for axis in found)} places for {what}",
+        _times(axis.padded for axis in found) + " with padding" * any(axis.padded > axis.size for axis in found),
+        'a smaller kernel or padding = "same" fits',
+    )
+    return found
+
+
+def opposite(plan: Plan, sizes: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[Axis]:
+    """The windows, `sizes` of them, over the images that a transposed convolution makes."""
+    found = []
+    for out, k, s, p, d in zip(sizes, *map(pair, (kernel, stride, padding, dilation)), strict=True):
+        extent = (out - 1) * s + d * (k - 1) + 1
+        before, after = _padding(p, extent - out * s)
+        found.append(Axis(out * s if p == "same" else extent - before - after, k, s, d, before, after))
+    plan.expect(all(axis.size > 0 for axis in found), "less padding", f"{padding}, which leaves nothing of the output")
+    return found
+
+
+def _padding(padding: Any, missing: int) -> tuple[int, int]:
+    """The zeros before and after; "same" adds what is missing, the odd one after."""
+    if padding == "same":
+        return max(0, missing) // 2, max(0, missing) - max(0, missing) // 2
+    return (0, 0) if padding == "valid" else (padding, padding)
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def expect_images(plan: Plan, x: Slot) -> None:
+    """Raise ShapeError unless x is (batch, height, width, channels)."""
+    _expect_rank(plan, x, "images (height, width, channels)", "[28, 28, 1]", 3)
+
+
+def expect_series(plan: Plan, x: Slot) -> None:
+    """Raise ShapeError unless x is (batch, time, channels)."""
+    _expect_rank(plan, x, "series (time, channels)", "[100, 1]", 2)
+
+
+def _expect_rank(plan: Plan, x: Slot, wanted: str, shape: str, rank: int) -> None:
+    advice = f"rows of a table become so with `shape = {shape}` in [data], outputs of a layer with a reshape layer"
+    plan.expect(len(x.shape) == rank + 1, wanted, x.shape[1:], advice)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some rows of the batch, `count` of them, and their windows among those of the whole batch."""
+
+    rows: slice
+    count: int
+    windows: slice
+
+
+class Columns:
+    """Matrices of what the kernel sees of images, for a block of rows and a group of channels at a time.
+
+    columns[k, r, (i, j, c)] = image[k, b, y, x, c] where r = (b, o_y, o_x), and (y, x) lies under place (i, j) of
+    window (o_y, o_x). A block is as large as stays in the cache, so that the columns never travel to main memory. Where
+    images have few channels the matrix is stored transposed: a copy is fast along what is contiguous on both sides.
+    """
+
+    def __init__(self, plan: Plan, windows: Sequence[Axis], batch: int, channels: int, groups: int = 1):
+        height, width = self.height, self.width = windows
+        self.plan, self.channels, self.groups = plan, channels, groups
+        self.share = channels // groups
+        taps, places = height.kernel * width.kernel * self.share, height.out * width.out
+        self.n = min(batch, max(1, plan.backend.block // (taps * places)))
+        self.transposed = self.share <= 4
+        self.matrix = plan.scratch((taps, self.n * places) if self.transposed else (self.n * places, taps))
+        self.blocks = []
+        for b in range(0, batch, self.n):
+            e = min(b + self.n, batch)
+            self.blocks.append(Block(slice(b, e), e - b, slice(b * places, e * places)))
+
+    def of(self, block: Block) -> Array:
+        """The columns (K, windows, taps) of a block."""
+        count = block.windows.stop - block.windows.start
+        return self.matrix[:, :, :count].swapaxes(-1, -2) if self.transposed else self.matrix[:, :count]
+
+    def read(self, x: Array) -> list[list[Closure]]:
+        """For each block and group the call that fills the columns from images x; the groups are called in order."""
+        frame = self._frame()
+        return [self._read(x, frame, block) for block in self.blocks]
+
+    def write(self, x: Array, y: Array, weights: list[Array]) -> list[list[Closure]]:
+        """For each block and group the call that writes x = the sum over all windows that see it of columns = y W^T.
+
+        `weights` has W (K, taps, units / groups) of each group, y is (K, windows, units). Where windows overlap they
+        are added in a fixed order.
+        """
+        frame = self._frame()
+        return [self._write(x, y, weights, frame, block) for block in self.blocks]
+
+    def _frame(self) -> Array:
+        """A block of images with padding around them."""
+        return self.plan.scratch((self.n, self.height.padded, self.width.padded, self.channels))
+
+    def _read(self, x: Array, frame: Array, block: Block) -> list[Closure]:
+        part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
+        clear = frame.shape[2:4] != x.shape[2:4] and block.rows.start == 0  # the padding stays zero from block to block
+
+        def read(group: int) -> Closure:
+            copies = self._copies(frame, block, group)
+
+            def call() -> None:
+                if group == 0:
+                    if clear:
+                        frame.fill(0)
+                    middle[...] = part
+                for columns, image in copies:
+                    columns[...] = image
+
+            return call
+
+        return [read(group) for group in range(self.groups)]
+
+    def _write(self, x: Array, y: Array, weights: list[Array], frame: Array, block: Block) -> list[Closure]:
+        gemm, add = self.plan.backend.gemm, self.plan.xp.add
+        part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
+        units = y.shape[-1] // self.groups
+
+        def write(group: int) -> Closure:
+            copies = self._copies(frame, block, group)
+            left, right = y[:, block.windows, group * units : (group + 1) * units], weights[group].swapaxes(-1, -2)
+            out = self.of(block)
+            if self.transposed:  # gemm transposes what it reads, not what it writes
+                left, right, out = right.swapaxes(-1, -2), left.swapaxes(-1, -2), out.swapaxes(-1, -2)
+
+            def call() -> None:
+                if group == 0:
+                    frame.fill(0)
+                gemm(left, right, out)
+                for columns, image in copies:
+                    add(image, columns, out=image)
+                if group == self.groups - 1:
+                    part[...] = middle
+
+            return call
+
+        return [write(group) for group in range(self.groups)]
+
+    def _copies(self, frame: Array, block: Block, group: int) -> list[tuple[Array, Array]]:
+        """Pairs (of the columns, of the frame) of one shape that together are all columns of a block."""
+        height, width, k = self.height, self.width, frame.shape[0]
+        taps, windows = (height.kernel, width.kernel, self.share), (self.n, height.out, width.out)
+        image = frame[:, : block.count, :, :, group * self.share : (group + 1) * self.share]
+        if self.transposed:
+            columns = self.matrix.reshape(k, *taps, *windows)[:, :, :, :, : block.count]
+            return [
+                (columns[:, i, j], image[:, :, height.tap(i), width.tap(j)].transpose(0, 4, 1, 2, 3))
+                for i in range(height.kernel)
+                for j in range(width.kernel)
+            ]
+        columns = self.matrix.reshape(k, *windows, *taps)[:, : block.count]
+        return [
+            (columns[:, :, :, o, i], image[:, :, height.tap(i), width.window(o)])
+            for i in range(height.kernel)
+            for o in range(width.out)
+        ]
