@@ -20,7 +20,7 @@ HOUSE = [
     {"plan", "initializers"},  # 1
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
     {"settings", "passes"},  # 3
-    {"trainer"},
+    {"trainer", "gradcheck"},
     {"config", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
     {"run"},  # 5
     {"model"},
