@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import gpbackprop
+from gpbackprop import checkpoint
 from gpbackprop.config import read
 from gpbackprop.errors import NumericalError, UsageError
 from gpbackprop.run import Run, read_metrics
@@ -125,6 +126,17 @@ def test_a_member_takes_no_directory_that_is_there(tmp_path):
         trained(tmp_path / "population", config).member(0, tmp_path / "taken")
 
 
+def test_a_member_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    population = trained(tmp_path / "population", read(CONFIGS / "iris.toml", ["train.epochs=1", "population=2"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            population.member(0, tmp_path / "member")
+    assert not (tmp_path / "member").exists()
+    population.member(0, tmp_path / "member")
+    assert sorted(os.listdir(tmp_path)) == ["member", "population"]
+
+
 # The script.
 
 
@@ -173,6 +185,21 @@ def test_the_summary_has_a_row_a_run_and_the_table_marks_the_best_mean(untouched
     assert len(marked) == 1
     assert marked[0].startswith("lr=0.1 *")
     assert f"{means['0.1']:.4g}" in marked[0]
+
+
+def test_a_loss_ranks_from_the_least_an_accuracy_from_the_most_and_equal_ones_by_their_loss(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from comparison import rank
+
+    tables = {
+        "a": [{"test_loss": 0.9, "test_accuracy": 0.5}],
+        "b": [{"test_loss": 0.2, "test_accuracy": 0.5}],
+        "c": [{"test_loss": 0.5, "test_accuracy": 0.8}, {"test_loss": 0.6, "test_accuracy": 0.4}],
+        "not finished": [],
+        "not a number": [{"test_loss": None, "test_accuracy": None}],
+    }
+    assert rank(tables, "test_loss") == ["b", "c", "a"]
+    assert rank(tables, "test_accuracy") == ["c", "b", "a"]
 
 
 def test_the_figure_is_left_out_without_matplotlib_and_the_script_says_so(untouched, tmp_path):
@@ -231,6 +258,7 @@ def test_what_a_kill_leaves_incomplete_is_made_again(untouched, tmp_path):
     (out / LOW / "seed-2" / "config.resolved.toml").unlink()
     (out / LOW / ".seed-2.tmp").mkdir()
     (out / LOW / "population" / "checkpoints").mkdir(parents=True)
+    (out / LOW / "population" / "checkpoints" / "step-000099999.h5").touch()
     (out / HIGH / "seed-1" / "result.json").write_text('{"epochs": 6, "ste')
     assert experiment(*TWO, "--out", out).returncode == 0
     assert all_bits(out) == all_bits(untouched[0])
