@@ -1,9 +1,10 @@
-"""Train variations of one or more configs with several seeds each, and compare them. Made to be copied and changed.
+"""Train variations of one or more configs with several seeds each, and compare them. Made to be copied, with comparison.py.
 
     python scripts/experiment.py configs/iris.toml --vary optimizer.lr=0.01,0.1 --vary model.0.units=3,10 --seeds 5
 
 trains 2 x 2 variations with 5 seeds. The seeds of a variation train as one population, which takes hardly longer than
-one of them; then each becomes a run directory of its own, with the bits of that seed trained alone:
+one of them; then each becomes a run directory of its own, with the bits of that seed trained alone. A `population` in
+the config is replaced by --seeds.
 
     runs/experiment/
       iris,optimizer.lr=0.01,model.0.units=3/seed-1/    what `gpbackprop evaluate`, `predict`, `inspect`, `resume` take
@@ -81,7 +82,7 @@ def arguments() -> argparse.Namespace:
     add("--vary", action="append", default=[], metavar="KEY=A,B,..", help="a key and its values; several: all products")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key in all variations")
     add("--seeds", default="5", metavar="N|A,B,..", help="how many, from the config's seed on; or which (5)")
-    add("--out", type=Path, default=Path("runs/experiment"), metavar="DIR", help="runs/experiment")
+    add("--out", type=Path, default=Path("runs/experiment"), metavar="DIR", help="where all lies (runs/experiment)")
     add("--device", help="auto, cpu, cuda or cuda:N")
     add("--jobs", type=int, default=1, metavar="N", help="train N variations at a time, in processes (1)")
     add("--task", type=int, default=0, metavar="I", help="train variations I, I+N, I+2N, ... only, I from 0")
