@@ -1,4 +1,4 @@
-"""Train variations of one or more configs with several seeds each, and compare them. Made to be copied, with comparison.py.
+"""Train variations of configs with several seeds each, and compare them. Made to be copied, with comparison.py.
 
     python scripts/experiment.py configs/iris.toml --vary optimizer.lr=0.01,0.1 --vary model.0.units=3,10 --seeds 5
 
