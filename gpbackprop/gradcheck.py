@@ -1,4 +1,4 @@
-"""Floor 3: the gradients of a network, each held to a difference of the loss.
+"""Floor 4: the gradients of a network, each held to a difference of the loss.
 
     analytic a = dL/dw from backward,   numeric n = (L(w + h) - L(w - h)) / 2h,   error = |a - n| / max(|a|, |n|, floor)
 
@@ -13,7 +13,7 @@ a = sum(dL/dw d).
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.embedding import Embedding
 from gpbackprop.losses import Loss
-from gpbackprop.passes import Pass
-from gpbackprop.plan import Network
+from gpbackprop.optim.sgd import SGD
+from gpbackprop.settings import Train
+from gpbackprop.trainer import Trainer
 
 STEP, DIGITS = 1e-5, 1e-6
 ALL, SAMPLE, DIRECTIONS = 200, 40, 3
@@ -106,38 +107,38 @@ def check(
     tolerance: float = 1e-6,
     seed: int = 0,
     random: bool = False,
+    train: Train | None = None,
 ) -> Report:
     """Check every gradient of `model` under `loss`, at its initial parameters.
 
     The batch is the first `rows` rows of the training split; with `random` its inputs are drawn anew, from the standard
     normal distribution or, for an embedding, from its symbols. The step counter stands still, so that dropout has the
-    same mask in every forward pass. Raises ConfigError where model, loss and data do not fit, NumericalError where the
-    loss is not finite.
+    same mask in every forward pass. Of `train` only what shapes a batch is used. Raises ConfigError where model, loss
+    and data do not fit, NumericalError where the loss is not finite.
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance is {tolerance}; expected a number between 0 and 1, such as 1e-6")
-    return _Bench(model, loss, data, rows, tolerance, seed, random).report()
+    settings = replace(
+        train or Train(), batch_size="full", shuffle=False, dtype="float64", metrics=(), early_stopping=None
+    )
+    first = replace(data.splits["train"], index=data.splits["train"].index[:rows])
+    few = replace(data, splits={"train": first})
+    trainer = Trainer(model, loss, SGD(0.0), few, seed=seed, device=Backend(), **vars(settings))
+    return _Bench(trainer, tolerance, random).report()
 
 
 class _Bench:
-    """A network and one batch whose loss is evaluated again and again."""
+    """The first batch of a training, whose loss is evaluated again and again in the place of the update."""
 
-    def __init__(self, model: Layer, loss: Loss, data: Dataset, rows: int, tolerance: float, seed: int, random: bool):
-        split, self.tolerance = data.splits["train"], tolerance
-        self.rows = min(rows, len(split))
-        self.net = Network(model, data.preparation.row_shape, Backend(), (seed,), np.float64)
-        batches = Pass(self.net, loss, (), split, data.preparation, training=True)
-        self.plan, load = batches.plan(self.rows)
-        self.objective = batches.objectives[self.rows]
-        load(np.ascontiguousarray(split.index[None, : self.rows]))
+    def __init__(self, trainer: Trainer, tolerance: float, random: bool):
+        self.trainer, self.tolerance, self.random = trainer, tolerance, random
+        self.net, self.rows = trainer.network, trainer.batch_size
+        self.plan, _ = trainer.training.plan(self.rows)
+        self.objective = trainer.training.objectives[self.rows]
         self.rng = np.random.default_rng(0)
-        if random:
-            self.plan.x.value[...] = self._draw(model)
-        live = (self.net.state, *(self.plan.carried or {}).values())
-        self.kept = [(array, array.copy()) for array in live]  # what a forward pass leaves for the next one
 
-    def _draw(self, model: Layer) -> np.ndarray:
-        first = model
+    def _draw(self) -> np.ndarray:
+        first = self.net.model
         while isinstance(first, Chain):
             first = first.layers[0]
         shape = self.plan.x.value.shape
@@ -145,26 +146,41 @@ class _Bench:
             return self.rng.integers(0, first.vocabulary, shape)
         return self.rng.normal(size=shape)
 
+    def report(self) -> Report:
+        checks: list[Checked] = []
+
+        def look() -> None:
+            self.trainer.stop_requested = True
+            if self.random:
+                self.plan.x.value[...] = self._draw()
+            checks.extend(self._checks())
+
+        self.trainer.update = replace(self.trainer.update, step=look)
+        try:
+            self.trainer.fit(1)
+        except NumericalError:
+            inputs = "random inputs" if self.random else "the training split"
+            raise NumericalError(
+                f"the loss of {self.rows} rows of {inputs} is not finite at the initial parameters; normalize the data"
+            ) from None
+        return Report(self.here, self.rows, self.tolerance, tuple(checks))
+
     def loss(self, start: int = 0) -> float:
         """The loss of the forwards from `start` on."""
-        for array, kept in self.kept:
-            array[...] = kept
+        for array in (self.plan.carried or {}).values():
+            array.fill(0)  # the first window of a sequence; a forward pass leaves here what the next one reads
         for forward in self.plan.forwards[start:]:
             forward()
         return float(self.objective.value()[0])
 
-    def report(self) -> Report:
-        with np.errstate(all="ignore"):
-            self.here = self.loss()
-            if not math.isfinite(self.here):
-                raise NumericalError(
-                    f"the loss of these {self.rows} rows is {self.here}: normalize the data, or look at its targets"
-                )
-            self.scale = max(abs(self.here), float(np.abs(self.plan.y.value).max()), 1e-30)
-            self.plan.backward()
-            arrays = [(*place, value, grad.copy(), start) for *place, value, grad, start in self._arrays()]
-            checks = tuple(self._check(*array) for array in arrays)
-        return Report(self.here, self.rows, self.tolerance, checks)
+    def _checks(self) -> list[Checked]:
+        self.here = self.loss()
+        if not math.isfinite(self.here):
+            raise NumericalError("of random inputs")
+        self.scale = max(abs(self.here), float(np.abs(self.plan.y.value).max()), 1e-30)
+        self.plan.backward()
+        arrays = [(*place, value, grad.copy(), start) for *place, value, grad, start in self._arrays()]
+        return [self._check(*array) for array in arrays]
 
     def _arrays(self) -> Iterator[tuple]:
         """(layer, name, is a parameter, value, gradient, forwards before whatever reads it) in forward order."""

@@ -20,9 +20,9 @@ HOUSE = [
     {"plan", "initializers"},  # 1
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
     {"settings", "passes"},  # 3
-    {"trainer", "gradcheck"},
-    {"config", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
-    {"run"},  # 5
+    {"trainer"},
+    {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
+    {"run", "tracing"},  # 5
     {"model"},
     {"cli"},
 ]

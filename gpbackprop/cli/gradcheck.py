@@ -43,7 +43,10 @@ def command(config, batch, tolerance, random, settings, as_json):
     found = read(config, settings)
     seed = found.seed if isinstance(found.seed, int) else found.seed[0]
     data = load(found.data, dtype="float64")
-    report = check(Chain(*found.model), found.loss, data, rows=batch, tolerance=tolerance, seed=seed, random=random)
+    report = check(
+        Chain(*found.model), found.loss, data,
+        rows=batch, tolerance=tolerance, seed=seed, random=random, train=found.train,
+    )  # fmt: skip
     if as_json:
         screen.print_json({"config": str(config), "name": found.name, "random": random, **_facts(report)})
     else:
