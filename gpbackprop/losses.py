@@ -33,6 +33,10 @@ class Loss:
         """The closures that write the loss of each row into `each` (K, R, 1), its derivative into y.grad (K, R, O)."""
         raise NotImplementedError
 
+    def curvature(self, outputs: int) -> float | None:
+        """d^2l/dy_o^2 where it is the same everywhere and d^2l/dy_o dy_p = 0 for o != p (least squares), else None."""
+        return None
+
     def probabilities(self, y: np.ndarray) -> np.ndarray:
         """What `predict --probabilities` prints for the outputs y: by default the outputs themselves."""
         return y
@@ -145,6 +149,9 @@ class HalfSquaredError(Loss):
     """l = 1/2 sum_o (y_o - t_o)^2;  dl/dy_o = y_o - t_o"""
 
     factor: ClassVar[float] = 0.5
+
+    def curvature(self, outputs):
+        return 2 * (self.factor if self.factor else 1 / outputs)
 
     def rows(self, plan, y, t, each):
         xp, d, square = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape)

@@ -17,7 +17,7 @@ import numpy as np
 from gpbackprop import checkpoint
 from gpbackprop.backend import Array, Backend, select
 from gpbackprop.data import Dataset, Split
-from gpbackprop.data.batches import order
+from gpbackprop.data.batches import visits
 from gpbackprop.errors import ConfigError, DataError, NumericalError
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
@@ -64,12 +64,13 @@ class Trainer:
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
         self.name, self.backend = name, select(device) if isinstance(device, str) else device
-        self.network = Network(model, data.preparation.row_shape, self.backend, seeds, self.train.dtype)
+        shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
+        self.network = Network(model, shape, self.backend, seeds, self.train.dtype, lengths)
         self.metrics = self.train.metrics_for(data.preparation.classes)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
-        self.steps_per_epoch = -(-len(split) // self.batch_size)
         counted = self.train.running(self.metrics)
         self.training = Pass(self.network, loss, counted, split, data.preparation, training=True)
+        self.steps_per_epoch = -(-len(split) // self.batch_size) * self.training.split.windows
         for size in {self.batch_size, len(split) % self.batch_size or self.batch_size}:
             self.training.plan(size)
         if optimizer.whole and self.steps_per_epoch > 1:
@@ -105,7 +106,7 @@ class Trainer:
                 if self.batch_in_epoch < self.steps_per_epoch:
                     break
                 seconds = max(time.perf_counter() - start, 1e-9)
-                rows = len(self.data.splits["train"]) - first * self.batch_size
+                rows = len(self.data.splits["train"]) - first // self.training.split.windows * self.batch_size
                 row = self._finish_epoch()
                 for hook in hooks:
                     hook.on_epoch(self, row | {"seconds": seconds, "samples_per_second": rows / seconds})
@@ -117,13 +118,13 @@ class Trainer:
         if self.batch_in_epoch == 0:
             self.training.reset()
         self._past = self._watched()
-        split = self.data.splits["train"]
-        whole, rest = order(split, self.batch_size, self.seeds, self.epoch, self.train.shuffle)
-        batches = [*self.backend.array(whole), *([self.backend.array(rest)] if rest.size else [])]
+        split = self.training.split
+        batches = visits(self.backend, split, self.batch_size, self.seeds, self.epoch, self.train.shuffle)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:
             index = batches[self.batch_in_epoch]
             plan, load = self.training.plan(index.shape[1])
             self._set_rate()
+            self.training.start(self.batch_in_epoch)
             load(index)
             plan.forward()
             if self.step % self.backend.probe_every == 0:
@@ -169,7 +170,7 @@ class Trainer:
     def _finish_epoch(self) -> Row:
         """Evaluate, record, and move on to the next epoch."""
         self._probe(self.training.plan(self.batch_size)[0])
-        results = self.training.results()
+        results = self.evaluate("train") if self.optimizer.swarm else self.training.results()
         row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate}
         row |= {f"train_{name}": value for name, value in results.items()}
         if "validation" in self.data.splits:
@@ -255,6 +256,11 @@ class Trainer:
 
     # What a checkpoint holds.
 
+    @property
+    def carried(self) -> dict[str, Array]:
+        """What one window of a sequence hands to the next, by path."""
+        return self.training.carried or {}
+
     def _flats(self) -> dict[str, tuple[Flat, Array]]:
         """The layout and the flat array of each room of a checkpoint.
 
@@ -284,6 +290,7 @@ class Trainer:
         content |= {f"optimizer/{name}": self.backend.host(array) for name, array in self.update.scalars.items()}
         content |= {f"preparation/{name}": array for name, array in self.data.preparation.arrays().items()}
         content |= {f"progress/tally/{name}": self.backend.host(tally) for name, tally in self.training.tallies.items()}
+        content |= {f"progress/carried/{name}": self.backend.host(a) for name, a in self.carried.items()}
         content |= {f"progress/{name}": np.array(getattr(self, name), np.int64) for name in COUNTERS}
         content["progress/best"] = np.array([self.best.get("value", math.nan), self.best.get("epoch", 0)])
         content["progress/seeds"] = np.array(self.seeds, np.int64)
@@ -299,6 +306,8 @@ class Trainer:
             self.backend.stage(content[f"optimizer/{name}"], array)
         for name, tally in self.training.tallies.items():
             self.backend.stage(content[f"progress/tally/{name}"], tally)
+        for name, array in self.carried.items():
+            self.backend.stage(content[f"progress/carried/{name}"], array)
         for name in COUNTERS:
             setattr(self, name, int(content[f"progress/{name}"]))
         value, epoch = content["progress/best"].tolist()
@@ -308,7 +317,7 @@ class Trainer:
 
     def take(self, population: "Trainer", k: int) -> None:
         """Take over member `k` of a population: the bits that this trainer, of that one seed, would have reached."""
-        own = ("params/", "state/", "optimizer/", "progress/tally/")
+        own = ("params/", "state/", "optimizer/", "progress/tally/", "progress/carried/")
         content: dict[str, Any] = dict(population.content())
         self.restore({path: value[k : k + 1] if path.startswith(own) else value for path, value in content.items()})
         self.history, self.best = [member_row(row, k) for row in population.history], {}

@@ -18,6 +18,7 @@ from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
 from gpbackprop.losses import HalfSquaredError, Loss
 from gpbackprop.optim.base import Optimizer
+from gpbackprop.optim.objective import Objective
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.plan import Network, Plan, Slot, Target
 from gpbackprop.spec import build, family
@@ -240,7 +241,8 @@ class Training:
         self.net = Network(Chain(Dense(row[-1], activation="tanh"), layer), row, backend, seeds, dtype)
         self.loss = loss or HalfSquaredError()
         self.plan = Plan(self.net, batch, training=True, loss=self._finish)
-        self.update = (optimizer or SGD(0.1, momentum=0.9)).bind(self.net)
+        objective = Objective(self.plan, self.loss, self.target, self.total, self.mass)
+        self.update = (optimizer or SGD(0.1, momentum=0.9)).bind(self.net, objective)
         self.update.rate[...] = self.update.lr
         self.host = self.net.backend.host
 

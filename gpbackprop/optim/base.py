@@ -45,6 +45,7 @@ class Optimizer:
     __abstract__ = True
     whole: ClassVar[bool] = False  # every step needs all rows, and the loss at other parameters: see Objective
     gradient: ClassVar[bool] = True  # the step reads network.g
+    swarm: ClassVar[bool] = False  # the members of the population learn from each other, and result in one network
     lr: NonNegative | tuple[NonNegative, ...]
     schedule: one_of(Schedule) = Constant()
     freeze: tuple[Text, ...] = dataclasses.field(default=(), kw_only=True)

@@ -33,11 +33,12 @@ class Objective:
         total, mass = (host(array)[:, 0, 0].astype(np.float64) for array in (self.total, self.mass))
         return total / mass if self.loss.reduce == "mean" else total
 
-    def evaluate(self) -> np.ndarray:
-        """The loss of each member (K,) at the present parameters; its gradient is then in network.g."""
+    def evaluate(self, gradient: bool = True) -> np.ndarray:
+        """The loss of each member (K,) at the present parameters; its gradient, if asked for, is then in network.g."""
         kept = {name: tally.copy() for name, tally in self.plan.tallies.items()}
         self.plan.forward()
-        self.plan.backward()
+        if gradient:
+            self.plan.backward()
         for name, tally in kept.items():
             self.plan.tallies[name][...] = tally
         return self.value()

@@ -16,6 +16,7 @@ from gpbackprop.losses import HalfSquaredError, Loss, SoftmaxCrossEntropy
 from gpbackprop.optim.adam import Adam, AdamW, NAdam
 from gpbackprop.optim.adaptive import Adadelta, Adagrad, RMSProp
 from gpbackprop.optim.base import Optimizer
+from gpbackprop.optim.lbfgs import LBFGS
 from gpbackprop.optim.local import DeltaBarDelta, Quickprop, Rprop
 from gpbackprop.optim.rule import GradientRule
 from gpbackprop.optim.schedules import Schedule
@@ -398,6 +399,33 @@ def test_means_are_those_of_pytorch_where_it_has_them():
 def test_an_optimizer_trains_as_in_pytorch(cls, dtype):
     for optimizer in (example(cls), *OPTIONS.get(type_name(cls), [])):
         assert optimizer_difference(optimizer, dtype) < BOUND[dtype], optimizer
+
+
+@pytest.mark.parametrize("memory", [3, 20])
+@pytest.mark.parametrize("lr", [1.0, 0.01, 50.0], ids="lr {}".format)
+def test_lbfgs_takes_the_steps_of_pytorch(memory, lr):
+    """lr is the first length of the line search: 0.01 makes it grow, 50 makes it shrink."""
+    training = Training(
+        Chain(Dense(4, activation="tanh"), Dense(4, freeze=("W",)), Dense(2)), (5,), batch=30, dtype="f8",
+        optimizer=LBFGS(lr, memory=memory),
+    )  # fmt: skip
+    training.load()
+    twin = Twin(training.net)
+    x, t, weight = (torch.tensor(a[0]) for a in (training.plan.x.value, training.target.value, training.target.weight))
+    trained = [p for _, p, _ in twin.pairs if p.requires_grad]
+    theirs = torch.optim.LBFGS(trained, lr, max_iter=1, max_eval=26, history_size=memory, line_search_fn="strong_wolfe")
+
+    def loss():
+        theirs.zero_grad()
+        value = torch_loss(training.loss, twin.module(x), t, weight)
+        value.backward()
+        return value
+
+    for step in range(50 if lr <= 1 else 25):  # the rounding of long interpolations grows, in PyTorch as here
+        training.step()
+        theirs.step(loss)
+        for path, value in twin.arrays("data").items():
+            assert apart(twin.w[path][0], value) < (1e-9 if step < 15 else 1e-6), (step, path)
 
 
 @pytest.mark.parametrize("cls", every(Schedule))
