@@ -30,31 +30,35 @@ class Model:
         """The class names, () for regression."""
         return self.preparation.classes
 
-    def outputs(self, inputs: np.ndarray) -> np.ndarray:
+    def outputs(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """The outputs (K, N, outputs...) for N prepared rows `inputs` (N, *row_shape), not normalised yet.
 
-        Targets that were normalised for training come back in their own units.
+        `lengths` (N,) are those of rows that are sequences with lengths; without them every step counts. Targets that
+        were normalised for training come back in their own units.
         """
-        targets = (
-            np.zeros(len(inputs), np.int64) if self.classes else np.zeros((len(inputs), *self.network.output_shape))
-        )
-        split = Split(inputs, targets, None, np.arange(len(inputs)))
+        n, shape = len(inputs), self.network.output_shape
+        if self.network.row_shape != self.preparation.row_shape:  # a window of it
+            shape = (*self.preparation.row_shape[:1], *shape[1:])
+        targets = np.zeros((n, *shape[:-1]), np.int64) if self.classes else np.zeros((n, *shape))
+        if self.network.lengths and lengths is None:
+            lengths = np.full(n, self.preparation.row_shape[0])
+        split = Split(inputs, targets, None, np.arange(n), lengths)
         y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
         scale, shift = self.preparation.target_scale, self.preparation.target_shift
         return y if scale is None else y / scale + shift
 
-    def predict(self, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """The predicted class indices (K, N), or for a regression the outputs (K, N, outputs)."""
-        y = self.outputs(inputs)
+        y = self.outputs(inputs, lengths)
         if not self.classes:
             return y
         return (y[..., 0] > self.config.loss.threshold).astype(np.int64) if y.shape[-1] == 1 else y.argmax(axis=-1)
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """The probability (K, N, classes) of each class. Raises UsageError for a regression."""
         if not self.classes:
             raise UsageError(f"{self.path}: predicts numbers, which have no probabilities; leave --probabilities out")
-        p = self.config.loss.probabilities(self.outputs(inputs))
+        p = self.config.loss.probabilities(self.outputs(inputs, lengths))
         return np.concatenate([1 - p, p], axis=-1) if p.shape[-1] == 1 else p
 
     def evaluate(self, split: Split) -> Row:
@@ -94,7 +98,8 @@ def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu")
         raise CheckpointError(f"{found.path}: {error}") from None
     seeds = (0,) * config.population
     backend = select(device) if isinstance(device, str) else device
-    network = Network(Chain(*config.model), preparation.row_shape, backend, seeds, config.train.dtype)
+    shape, lengths = config.train.row_shape(preparation), preparation.kind == "sequences"
+    network = Network(Chain(*config.model), shape, backend, seeds, config.train.dtype, lengths)
     for room, flat, array in (("params", network.params, network.w), ("state", network.states, network.state)):
         views = flat.views(array)
         expected = {name: (view.shape, network.dtype) for name, view in views.items()}

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpbackprop.backend import Array
 from gpbackprop.data import Preparation, Split
-from gpbackprop.data.batches import Feed, order
+from gpbackprop.data.batches import Feed, visits
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
 from gpbackprop.optim.objective import Objective
@@ -31,8 +31,11 @@ class Pass:
         training: bool,
     ):
         self.network, self.loss, self.metrics, self.training = network, loss, metrics, training
-        self.feed = Feed(network.backend, split, preparation)
+        steps = network.row_shape[0]
+        self.split = split if split.inputs.shape[1:2] == (steps,) else split.cut(steps)
+        self.feed = Feed(network.backend, self.split, preparation)
         self.tallies: dict[str, Array] = {}
+        self.carried: dict[str, Array] | None = {} if self.split.windows > 1 else None
         self.plans: dict[int, tuple[Plan, Callable[[Array], None]]] = {}
         self.objectives: dict[int, Objective] = {}
 
@@ -56,13 +59,21 @@ class Pass:
                 for metric in self.metrics:
                     metric.trace(plan, plan.y, target, self.loss.threshold)
 
-            plan = Plan(self.network, batch, training=self.training, loss=finish, tallies=self.tallies)
+            plan = Plan(
+                self.network, batch, training=self.training, loss=finish, tallies=self.tallies, carried=self.carried
+            )
             self.plans[batch] = plan, load
         return self.plans[batch]
 
     def reset(self) -> None:
         for tally in self.tallies.values():
             tally.fill(0)
+
+    def start(self, step: int) -> None:
+        """Before step `step` of an epoch: what windows hand on is zero where a sequence begins."""
+        if step % self.split.windows == 0:
+            for array in (self.carried or {}).values():
+                array.fill(0)
 
     def results(self) -> Row:
         """The loss and metrics of what has been added up: a number, or a list with one for each member."""
@@ -77,33 +88,34 @@ class Evaluation:
     """The loss and metrics of a network on a split, in the split's order."""
 
     def __init__(self, network: Network, loss: Loss, metrics: Sequence[Metric], split: Split, preparation: Preparation):
-        self.split, self.network = split, network
+        self.network = network
         self.run = Pass(network, loss, metrics, split, preparation, training=False)
 
     def __call__(self) -> Row:
         self.run.reset()
-        for index in self._batches():
-            plan, load = self.run.plan(index.shape[1])
-            load(index)
-            plan.forward()
+        for _ in self._plans():
+            pass
         return self.run.results()
 
     def outputs(self) -> np.ndarray:
         """The outputs (K, rows, ...) of the network for the rows of the split."""
-        parts = []
-        for index in self._batches():
-            plan, load = self.run.plan(index.shape[1])
-            load(index)
-            plan.forward()
-            parts.append(np.array(self.network.backend.host(plan.y.value)))
+        parts = [np.array(self.network.backend.host(plan.y.value)) for plan in self._plans()]
+        windows = self.run.split.windows
+        if windows > 1:  # one after the other in time
+            parts = [np.concatenate(parts[i : i + windows], axis=2) for i in range(0, len(parts), windows)]
         return np.concatenate(parts, axis=1)
 
-    def _batches(self) -> Iterator[Array]:
+    def _plans(self) -> Iterator[Plan]:
+        """The plans of all batches, each after its forward pass."""
         with np.errstate(all="ignore"):
-            whole, rest = order(self.split, EVALUATION_BATCH, self.network.seeds, 0, shuffle=False)
-            yield from map(self.network.backend.array, whole)
-            if rest.size:
-                yield self.network.backend.array(rest)
+            backend, seeds = self.network.backend, self.network.seeds
+            batches = visits(backend, self.run.split, EVALUATION_BATCH, seeds, 0, shuffle=False)
+            for step, index in enumerate(batches):
+                plan, load = self.run.plan(index.shape[1])
+                self.run.start(step)
+                load(index)
+                plan.forward()
+                yield plan
 
 
 def plain(value: np.ndarray) -> Any:

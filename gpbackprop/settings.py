@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from gpbackprop.data.preparation import Preparation
+from gpbackprop.errors import ConfigError
 from gpbackprop.metrics import R2, Accuracy, MeanAbsoluteError, Metric
 from gpbackprop.spec import Count, Flag, NonNegative, Text, one_of, spec, to_table
 
@@ -25,6 +27,9 @@ class Train:
 
     `batch_size` is a number of rows or "full"; the last batch of an epoch is short where the rows do not divide evenly.
     `checkpoint_every` counts epochs; `keep` is the number of checkpoints kept beside the best one.
+    With `bptt` = T rows that are sequences are cut into windows of T steps, which are visited in order, a step each:
+    recurrent layers go on from the state where the window before ended, and gradients go back T steps at most
+    (truncated backpropagation through time). Every step needs a target.
     """
 
     epochs: Count = 10
@@ -33,8 +38,26 @@ class Train:
     dtype: Literal["float32", "float64"] = "float32"
     metrics: tuple[one_of(Metric), ...] | None = None
     early_stopping: EarlyStopping | None = None
+    bptt: Count | None = None
     checkpoint_every: Count = 1
     keep: Count = 3
+
+    def row_shape(self, preparation: Preparation) -> tuple[int, ...]:
+        """What a network sees of a row at once. Raises ConfigError where `bptt` does not fit the data."""
+        shape = preparation.row_shape
+        if self.bptt is None:
+            return shape
+        per_step = [a for a in (preparation.shift, preparation.scale) if a.ndim == len(shape) and a.shape[0] > 1]
+        if len(shape) < 2 and preparation.kind != "text":
+            raise ConfigError(f"train.bptt = {self.bptt}: needs rows of steps, these have the shape {shape}")
+        if per_step:
+            raise ConfigError(
+                f"train.bptt = {self.bptt}: the rows are normalised step by step, which windows do not know; set "
+                'normalize = "none", or give the data lengths'
+            )
+        if shape[0] % self.bptt:
+            raise ConfigError(f"train.bptt = {self.bptt}: does not divide the {shape[0]} steps of a row")
+        return (self.bptt, *shape[1:])
 
     def metrics_for(self, classes: tuple[str, ...]) -> tuple[Metric, ...]:
         """Those of an evaluation: those given, or accuracy for classes, R2 and mean absolute error for numbers."""

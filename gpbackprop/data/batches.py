@@ -22,14 +22,17 @@ class Feed:
         self.backend, self.preparation = backend, preparation
         self.inputs, self.targets = backend.array(split.inputs), backend.array(split.targets)
         self.weights = None if split.weights is None else backend.array(split.weights)
+        self.lengths = None if split.lengths is None else backend.array(split.lengths)
 
     def bind(self, plan: Plan) -> tuple[Target, Callable[[Array], None]]:
         prep, rows = self.preparation, (plan.batch,)
         loads = [
             _reader(plan, self.inputs, plan.x.value, prep.shift, prep.scale),
         ]
+        if plan.lengths is not None:
+            loads.append(_reader(plan, self.lengths, plan.lengths))
         if prep.classes:
-            labels = plan.scratch(rows, np.int64)
+            labels = plan.scratch((*rows, *self.targets.shape[1:]), np.int64)
             loads.append(_reader(plan, self.targets, labels))
             value, classes, scale = labels, len(prep.classes), None
         else:
@@ -38,7 +41,7 @@ class Feed:
             scale = None if prep.target_scale is None else 1 / prep.target_scale
         weight = None
         if self.weights is not None:
-            weight = plan.scratch(rows)
+            weight = plan.scratch((*rows, *self.weights.shape[1:]))
             loads.append(_reader(plan, self.weights, weight))
 
         def load(index: Array) -> None:
@@ -76,3 +79,12 @@ def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: b
         rows = np.broadcast_to(split.index, (len(seeds), n))
     whole = rows[:, : full * batch].reshape(len(seeds), full, batch).swapaxes(0, 1)
     return np.ascontiguousarray(whole), np.ascontiguousarray(rows[:, full * batch :])
+
+
+def visits(backend: Backend, split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> list[Array]:
+    """The index arrays (K, batch) of an epoch's steps; where sequences were cut, window after window of each batch."""
+    parts = order(split, batch, seeds, epoch, shuffle)
+    window = np.arange(split.windows)[:, None, None]
+    whole = (parts[0][:, None] * split.windows + window).reshape(-1, *parts[0].shape[1:])
+    rest = parts[1][None] * split.windows + window
+    return [*backend.array(whole), *(backend.array(rest) if rest.size else [])]

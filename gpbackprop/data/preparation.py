@@ -39,6 +39,8 @@ class Preparation:
     `columns` are the inputs of a source with columns, () for a source that is one array. `classes` are the names of the
     classes as they were given, () for regression. `shift` and `scale` are float64, broadcastable to `row_shape`;
     `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
+    `kind` says what a row is: one of the source's "rows", one of its "sequences" with lengths, the steps of a window of
+    a "series", or the characters of one of a "text", whose classes are the characters.
     """
 
     columns: tuple[Column, ...]
@@ -51,6 +53,7 @@ class Preparation:
     scale: np.ndarray
     target_shift: np.ndarray | None = None
     target_scale: np.ndarray | None = None
+    kind: str = "rows"
 
     def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
@@ -94,6 +97,7 @@ class Preparation:
         return _from_arrays(arrays)
 
 
+KINDS = ("rows", "sequences", "series", "text")
 _NUMBERS = ("shift", "scale", "target_shift", "target_scale")
 
 
@@ -232,14 +236,17 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         text = json.loads(encoded.tobytes().decode())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the text of a preparation is not JSON: {error}") from error
-    keys = {"columns", "target", "weight", "header", "classes", "row_shape"}
+    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind"}
     if not isinstance(text, dict) or set(text) != keys:
         raise ValueError(f"the text of a preparation has other keys than {sorted(keys)}")
     columns = tuple(_column(item) for item in _list(text["columns"], "columns", dict))
     shape = tuple(_list(text["row_shape"], "row_shape", int))
     if not shape or min(shape) < 1 or not isinstance(text["header"], bool):
         raise ValueError(f"a preparation with the row shape {shape} and the header {text['header']!r}")
-    if columns and sum(column.width for column in columns) != int(np.prod(shape, dtype=object)):
+    if text["kind"] not in KINDS:
+        raise ValueError(f"a preparation of the kind {text['kind']!r}, which is none of {', '.join(KINDS)}")
+    features = shape[1:] if text["kind"] == "series" else shape
+    if columns and sum(column.width for column in columns) != int(np.prod(features, dtype=object)):
         raise ValueError(f"the columns of a preparation do not make rows of the shape {shape}")
     if not isinstance(text["weight"], str | None):
         raise ValueError("the weight of a preparation is not a name")
@@ -257,7 +264,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         if name not in ("shift", "scale") and (a.ndim != 1 or classes or a.shape != numbers["target_shift"].shape):
             raise ValueError(f"{name} of a preparation does not fit its targets")
     target = tuple(_list(text["target"], "target", str))
-    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers)
+    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers, kind=text["kind"])
 
 
 def _list(value, name: str, kind: type) -> list:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpbackprop.backend import random
 from gpbackprop.data.preparation import Preparation
-from gpbackprop.errors import DataError
+from gpbackprop.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class Split:
     """Rows `index` (n,) of a table that splits share: `inputs` (N, *row_shape) of uint8 or the dtype it was loaded in,
     `targets` (N,) int64 class numbers or numbers (N, O), `weights` (N,) or None; numbers are of that dtype.
 
+    Rows that are sequences (T, features) may have a target and a weight for each step, (N, T) or (N, T, O), and
+    `lengths` (N,), the number of steps that count. Where they were cut, `windows` rows in a row are one sequence, and
+    `index` holds the numbers of whole sequences.
     Inputs and targets are as stored; `Preparation` says how they are normalised when a batch is gathered.
     """
 
@@ -23,9 +26,30 @@ class Split:
     targets: np.ndarray
     weights: np.ndarray | None
     index: np.ndarray
+    lengths: np.ndarray | None = None
+    windows: int = 1
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def cut(self, steps: int) -> "Split":
+        """Each sequence as windows of `steps` steps. Raises ConfigError where that cannot be."""
+        n, length = self.inputs.shape[:2]
+        count = length // steps
+        if length % steps:
+            raise ConfigError(f"train.bptt = {steps}: does not divide the {length} steps of a row")
+        if self.targets.shape[1:2] != (length,):
+            raise ConfigError(
+                f"train.bptt = {steps}: a window needs a target for each of its steps; the data has one for "
+                f"each row of {length} steps. Leave train.bptt out"
+            )
+        flat = lambda a: a.reshape(n * count, steps, *a.shape[2:])  # noqa: E731
+        weights, lengths = self.weights, self.lengths
+        if weights is not None:
+            weights = np.repeat(weights, count) if weights.ndim == 1 else flat(weights)
+        if lengths is not None:
+            lengths = np.clip(lengths[:, None] - np.arange(0, length, steps), 0, steps).reshape(-1)
+        return Split(flat(self.inputs), flat(self.targets), weights, self.index, lengths, count)
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,8 @@ def digest(splits: dict[str, Split]) -> str:
     seen: dict[int, int] = {}
     for name in sorted(splits):
         split = splits[name]
-        for array in (split.inputs, split.targets, split.weights, split.index):
+        arrays = [split.inputs, split.targets, split.weights, split.index]
+        for array in arrays if split.lengths is None else [*arrays, split.lengths]:
             if array is None:
                 total.update(f"{name} none\n".encode())
             elif id(array) in seen:  # a table that splits share is hashed once
