@@ -298,6 +298,35 @@ class BinaryCrossEntropy(Loss):
 
 
 @spec
+class Perceptron(Loss):
+    """l = sum_o max(0, -t_o y_o),  t_o = +-1;  dl/dy_o = -t_o where t_o y_o <= 0, else 0
+
+    With one row a step and a learning rate of 1 this is the perceptron rule w = w + t x for a row on the wrong side. An
+    output of 0 is on neither side and counts as wrong, so that learning can start from zero. (F. Rosenblatt, 1958)
+    """
+
+    low = -1.0
+    threshold = 0.0
+
+    def rows(self, plan, y, t, each):
+        xp, wrong = plan.xp, plan.scratch(y.shape)
+
+        def forward():
+            xp.multiply(y.value, t, out=wrong)
+            xp.negative(wrong, out=wrong)
+            xp.maximum(wrong, 0, out=wrong)
+            xp.sum(wrong, axis=-1, keepdims=True, out=each)
+
+        def backward():
+            xp.multiply(y.value, t, out=wrong)
+            xp.less_equal(wrong, 0, out=wrong)
+            xp.multiply(wrong, t, out=y.grad)
+            xp.negative(y.grad, out=y.grad)
+
+        return forward, backward
+
+
+@spec
 class Hinge(Loss):
     """l = sum_o max(0, 1 - t_o y_o),  t_o = +-1;  dl/dy_o = -t_o where t_o y_o < 1, else 0"""
 

@@ -27,7 +27,7 @@ def softmax(y):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-# The loss of a row with the target vector t. Hinge trains the other classes towards -1, all others towards 0.
+# The loss of a row with the target vector t. Hinge and perceptron train the other classes towards -1, others towards 0.
 FORMULAS = {
     "half_squared_error": lambda loss, y, t: ((y - t) ** 2).sum(axis=-1) / 2,
     "mean_squared_error": lambda loss, y, t: ((y - t) ** 2).mean(axis=-1),
@@ -40,6 +40,7 @@ FORMULAS = {
         -(t * np.log(1 / (1 + np.exp(-y))) + (1 - t) * np.log(1 / (1 + np.exp(y)))).mean(axis=-1)
     ),
     "hinge": lambda loss, y, t: np.maximum(0, 1 - t * y).sum(axis=-1),
+    "perceptron": lambda loss, y, t: np.maximum(0, -t * y).sum(axis=-1),
 }
 
 every_loss = pytest.mark.parametrize("cls", every(Loss))
@@ -59,7 +60,7 @@ def expected(loss, y, t, classes, weight):
     """The loss of each member by its formula."""
     name = next(name for name, cls in ((case.id, case.values[0]) for case in every(Loss)) if cls is type(loss))
     assert name in FORMULAS, f"{name}: give test_losses.FORMULAS its formula in plain NumPy"
-    vectors = t if not classes else np.where(np.eye(classes) == 1, 1, -1 if name == "hinge" else 0)[t]
+    vectors = t if not classes else np.where(np.eye(classes) == 1, 1, -1 if name in ("hinge", "perceptron") else 0)[t]
     w = np.ones(y.shape[:2]) if weight is None else weight
     if loss.class_weights:
         w = w * np.array(loss.class_weights)[t]

@@ -41,17 +41,19 @@ class LevenbergMarquardt(Search):
         hessian = GaussNewton(at, objective)
         damping = at.scalar("damping")
         damping[...] = at.column("damping", dtype=np.float64)
-        decay = host(xp.broadcast_to(at.on_matrices(at.column("weight_decay")), (K, P))).astype(np.float64)
+        used = hessian.used
+        decay = host(xp.broadcast_to(at.on_matrices(at.column("weight_decay")), (K, P)))[:, used].astype(np.float64)
 
         def step():
             value = loss(evaluate=False)
-            H, slope = hessian(), host(g).astype(np.float64)[:, :, None]
-            H[:, np.arange(P), np.arange(P)] += decay
+            H, slope = hessian(), host(g)[:, used].astype(np.float64)[:, :, None]
+            one = np.eye(len(used))
+            H += decay[:, :, None] * one
             start, mu = w.copy(), np.array(host(damping))[:, 0]
             open_, taken = host(at.rate)[:, 0] > 0, np.zeros((K, P))
             for _ in range(self.tries):
-                change = np.linalg.solve(H + mu[:, None, None] * np.eye(P), slope)[:, :, 0]
-                taken[open_] = change[open_]
+                change = np.linalg.solve(H + mu[:, None, None] * one, slope)[:, :, 0]
+                taken[np.ix_(open_, used)] = change[open_]
                 w[...] = start - network.backend.array(taken.astype(network.dtype)) * at.rate
                 better = open_ & (loss(gradient=False) < value)
                 mu = np.where(better, mu / self.factor, np.where(open_, mu * self.factor, mu))
@@ -70,7 +72,7 @@ class LevenbergMarquardt(Search):
 
 
 class GaussNewton:
-    """J^T C J of each member, (K, P, P) in float64 on the host.
+    """J^T C J of each member, (K, n, n) in float64 on the host, for the n parameters `used` that are trained.
 
     The rows are the members of a second network with the same parameters and a batch of one: one backward pass gives
     the gradient of an output for each row apart.
@@ -95,7 +97,8 @@ class GaussNewton:
                 "of a batch; leave that layer out, or take lbfgs"
             )
         self.at, self.objective, self.curvature = at, objective, curvature
-        self.trained = network.mask(at.trained)
+        places = [place for place in network.params.values() if at.trained(place)]
+        self.used = np.array([i for place in places for i in range(place.offset, place.offset + place.size)], int)
         self.rows = min(ROWS, plan.batch)
         seeds = [seed for seed in network.seeds for _ in range(self.rows)]
         self.network = Network(network.model, network.row_shape, network.backend, seeds, network.dtype)
@@ -109,7 +112,7 @@ class GaussNewton:
         weight = self._weights()
         self.network.w.reshape(K, self.rows, P)[...] = at.w[:, None]
         rows_x = self.plan.x.value.reshape(K, self.rows, *x.shape[2:])
-        grad, H = y.grad.reshape(K * self.rows, outputs), np.zeros((K, P, P))
+        grad, H = y.grad.reshape(K * self.rows, outputs), np.zeros((K, len(self.used), len(self.used)))
         for first in range(0, count, self.rows):
             n = min(self.rows, count - first)
             rows_x[:, :n] = x[:, first : first + n]
@@ -118,10 +121,7 @@ class GaussNewton:
                 grad.fill(0)
                 grad[:, o] = 1
                 self.plan.backward()
-                J = self.network.g.reshape(K, self.rows, P)[:, :n]
-                if self.trained is not None:
-                    J = J * self.trained
-                J = backend.host(J).astype(np.float64)
+                J = backend.host(self.network.g.reshape(K, self.rows, P)[:, :n])[:, :, self.used].astype(np.float64)
                 H += np.matmul(J.swapaxes(1, 2), J * weight[:, first : first + n])
         return H
 

@@ -143,6 +143,7 @@ LOSSES = {
         y, t, reduction="none", label_smoothing=loss.label_smoothing
     ),
     "binary_cross_entropy": lambda loss, y, t: F.binary_cross_entropy_with_logits(y, t, reduction="none").mean(dim=-1),
+    "perceptron": lambda loss, y, t: F.relu(-y * t).sum(dim=-1),
     "hinge": lambda loss, y, t: F.hinge_embedding_loss(y * t, -torch.ones_like(y), reduction="none").sum(dim=-1),
 }
 
