@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "Predictions for a file of raw rows.",
     "inspect": "What is in a model: layers, parameters, progress.",
     "gradcheck": "Every gradient of a network, held to differences of its loss.",
+    "trace": "The numbers of forward, backward and update, step by step.",
     "data": "The data sets that have a name.",
     "devices": "What can be used, and the reason where something cannot.",
     "completion": "The script that completes commands in a shell.",
