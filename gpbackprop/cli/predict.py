@@ -30,7 +30,7 @@ def command(model, input, output, probabilities, member, best, device):
     import numpy as np
 
     from gpbackprop.cli.device import choose
-    from gpbackprop.data import read_inputs
+    from gpbackprop.data import read_rows
     from gpbackprop.errors import UsageError
     from gpbackprop.model import find, from_checkpoint
 
@@ -39,9 +39,9 @@ def command(model, input, output, probabilities, member, best, device):
     if member is not None and not 0 <= member < members:
         raise UsageError(f"--member {member}: expected a number from 0 to {members - 1}, {found.path} has {members}")
     chosen = list(range(members)) if member is None else [member]
-    x = read_inputs(found.preparation, input, found.network.dtype)
-    y = found.predict(x)[chosen]
-    p = found.probabilities(x)[chosen] if probabilities else None
+    x, lengths = read_rows(found.preparation, input, found.network.dtype)
+    y = found.predict(x, lengths)[chosen]
+    p = found.probabilities(x, lengths)[chosen] if probabilities else None
     arrays = {"predictions": np.array(found.classes)[y] if found.classes else y.astype(found.network.dtype)}
     if p is not None:
         arrays |= {"probabilities": p, "classes": np.array(found.classes)}

@@ -6,10 +6,10 @@ dataset.splits["train"].inputs, dataset.preparation.classes
 
 from gpbackprop.data.catalog import catalog, fetch, info
 from gpbackprop.data.preparation import Preparation
-from gpbackprop.data.source import Data, load, read_inputs, read_labelled
+from gpbackprop.data.source import Data, load, read_inputs, read_labelled, read_rows
 from gpbackprop.data.split import Dataset, Split, digest
 
 __all__ = [
     "Data", "Dataset", "Preparation", "Split", "catalog", "digest", "fetch", "info", "load", "read_inputs",
-    "read_labelled",
+    "read_labelled", "read_rows",
 ]  # fmt: skip

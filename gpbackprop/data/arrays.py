@@ -1,5 +1,7 @@
 """NPZ and HDF5 files: named arrays, `x` and `y` (or `inputs` and `targets`), with test rows beside them.
 
+An array `lengths` says that the rows of x are sequences (T, features), padded at the end, and how long each one is.
+
 Neither reader follows a file where it says: no pickles, no links to other files, no virtual or external data, and what
 a header declares is held against the bytes that are there before memory is taken.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gpbackprop.data.idx import DEFLATE_LIMIT
-from gpbackprop.data.table import Raw, as_table, as_targets, as_weights
+from gpbackprop.data.table import Raw, as_lengths, as_table, as_targets, as_weights
 from gpbackprop.errors import DataError
 
 NAMES = {"inputs": ("x", "inputs"), "targets": ("y", "targets")}
@@ -37,17 +39,22 @@ def _raw(path: Path, find: Find, part: str, name: Callable[[str], str], target: 
         raise DataError(f"{path}: no inputs {part}; expected an array called {' or '.join(map(name, NAMES['inputs']))}")
     table = as_table(inputs, str(path), inputs_name)
     del inputs
+    lengths_name, lengths = first(("lengths",))
+    if lengths is not None:
+        lengths = as_lengths(lengths, table, str(path), lengths_name)
     target_name, y = first((target,) if target else NAMES["targets"])
     if target and y is None:
         raise DataError(f"{path}: no array {name(target)!r} with the targets {part}, which data.target names")
-    targets = None if y is None else as_targets(y, len(table), str(path), target_name)
+    steps = 0 if lengths is None else table.shape[1]
+    targets = None if y is None else as_targets(y, len(table), str(path), target_name, steps)
     weights = None
     if weight is not None:
         weight_name, w = first((weight,))
         if w is None:
             raise DataError(f"{path}: no array {name(weight)!r}, which data.weight names")
         weights = as_weights(w, len(table), str(path), weight_name)
-    return Raw(str(path), table, targets, weights, (target_name or "y",))
+    kind = "rows" if lengths is None else "sequences"
+    return Raw(str(path), table, targets, weights, (target_name or "y",), lengths=lengths, kind=kind)
 
 
 def read_npz(path: Path, target: str | None = None, weight: str | None = None) -> dict[str, Raw]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpbackprop.data.generated import GENERATED
+from gpbackprop.data.sequences import SEQUENCES
 from gpbackprop.errors import DataError
 from gpbackprop.spec import suggest
 
@@ -56,7 +57,7 @@ class Entry:
         """Where the rows come from here and now, or what to do to have them."""
         if self.file:
             return "embedded"
-        if self.name in GENERATED:
+        if self.name in GENERATED or self.name in SEQUENCES:
             return "generated"
         return found if (found := str(self.folder() or "")) else f"not here: {how_to_get(self.name)}"
 
@@ -116,6 +117,35 @@ CATALOG = {
         ),
         Entry(
             "sine", 256, "1 number", "regression", "A sine with noise.", "generated", _OWN, columns=False,
+        ),
+        Entry(
+            "wave", 400, "1 number", "series", "A sine in time with noise, 25 steps a period; set `window`.",
+            "generated", _OWN, columns=False,
+        ),
+        Entry(
+            "adding", 10000, "50 steps of 2 numbers", "sequences, regression",
+            "The sum of the two marked numbers of a row; `window` is its length.", "generated", _OWN, columns=False,
+        ),
+        Entry(
+            "copy", 5000, "40 steps of 10 symbols", "sequences, a class for each step",
+            "Ten symbols, to be said again after a pause; `window` is the length of the whole.",
+            "generated", _OWN, columns=False,
+        ),
+        Entry(
+            "reber", 1000, "up to 30 steps of 7 symbols", "sequences, a class for each step",
+            "Strings of the embedded Reber grammar: the next symbol; `window` is the greatest length.",
+            "generated", _OWN, columns=False,
+        ),
+        Entry(
+            "airline", 144, "year, month", "regression",
+            "Airline passengers a month, in thousands, 1949 to 1960; with `window` a series.",
+            "G. Box and G. Jenkins, Time Series Analysis (1970), series G", "facts, no copyright",
+            "airline.csv", "f73e3f60f2cf735648911ce7f38dd6c0df7741bc95599d563483eb1dd407f6a7", "passengers",
+        ),
+        Entry(
+            "sunspots", 309, "year", "regression", "Sunspots a year, 1700 to 2008; with `window` a series.",
+            "National Geophysical Data Center, solar activity data", "public domain",
+            "sunspots.csv", "74b8e3acb9886b68abe9c56f6081257d522e2cb2470f17dbf597b396f4ea1706", "sunspots",
         ),
         Entry(
             "mnist", 70000, "28x28 pixels", "classification, 10 classes",

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpbackprop.data import arrays, csv, idx
 from gpbackprop.data.preparation import Preparation
+from gpbackprop.data.sequences import read_text
 from gpbackprop.data.table import Raw, Words, as_table, as_targets
 from gpbackprop.errors import DataError
 
@@ -38,11 +39,15 @@ def read(
     inputs: Sequence[str] | None = None,
     weight: str | None = None,
     header: str | bool = "auto",
+    series: bool = False,
 ) -> dict[str, Raw]:
-    """The rows to train on and, where the file holds them, to test on. Raises DataError for a damaged file."""
+    """The rows to train on and, where the file holds them, to test on. Raises DataError for a damaged file.
+
+    Of a `series` the inputs are by default the targets: it tells its own future.
+    """
     found = kind(path)
     if found == "csv":
-        return {"train": _read_csv(path, target, inputs, weight, header)}
+        return {"train": _read_csv(path, target, inputs, weight, header, series)}
     if target is not None and not isinstance(target, str):
         raise DataError(
             f"{path}: data.target = {target!r}; expected the name of one array (or of the labels' file for IDX)"
@@ -52,17 +57,19 @@ def read(
     return (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
 
 
-def _read_csv(path, target, inputs, weight, header) -> Raw:
+def _read_csv(path, target, inputs, weight, header, series) -> Raw:
     layout = csv.scan(path, header)
     asked = [-1] if target is None else list(target) if isinstance(target, list | tuple) else [target]
     targets = [layout.column(name, "data.target") for name in asked]
     weights = [] if weight is None else [layout.column(weight, "data.weight")]
-    if inputs is None:
+    if inputs is None and series:
+        names = list(targets)
+    elif inputs is None:
         names = [name for name in layout.names if name not in targets + weights]
     else:
         names = [layout.column(name, "data.inputs") for name in inputs]
     for name in names:
-        if name in targets + weights or names.count(name) > 1:
+        if name in ([] if series else targets) + weights or names.count(name) > 1:
             raise DataError(
                 f"{path}: column {name!r} cannot be an input twice, or an input and also the target or weight"
             )
@@ -71,7 +78,8 @@ def _read_csv(path, target, inputs, weight, header) -> Raw:
     numeric = dict(zip(layout.names, layout.numeric, strict=True))
     columns, lines = csv.read(
         layout,
-        {**{name: numeric[name] for name in names}, **dict.fromkeys(targets, len(targets) > 1),
+        {**{name: numeric[name] for name in names},
+         **{name: len(targets) > 1 or (series and numeric[name]) for name in targets},
          **dict.fromkeys(weights, True)},
     )  # fmt: skip
     for name in names:
@@ -80,9 +88,15 @@ def _read_csv(path, target, inputs, weight, header) -> Raw:
                 f"{path}, column {name!r}: {len(cells.words)} different texts (such as {cells.words[0]!r}) are too "
                 f"many categories, at most {csv.MOST_CATEGORIES}; leave it out with `inputs` or write numbers"
             )
-    y = columns[targets[0]] if len(targets) == 1 else np.stack([columns[name] for name in targets], axis=1)
+    y = _beside(columns, targets)
     w = columns[weights[0]] if weights else None
     return Raw(str(path), {name: columns[name] for name in names}, y, w, tuple(targets), layout.header, lines)
+
+
+def _beside(columns: dict[str, Any], names: Sequence[str]) -> Any:
+    """The column of one name, or numbers side by side (N, O)."""
+    first = columns[names[0]]
+    return first if isinstance(first, Words) else np.stack([columns[name] for name in names], axis=1)
 
 
 def _read_idx(path: Path, target: str | None) -> Raw:
@@ -102,6 +116,8 @@ def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
 
     A CSV with a header may have its columns in any order and others beside them.
     """
+    if preparation.kind == "text":
+        return read_text(path, preparation.row_shape[0])
     found = kind(path)
     if found == "csv":
         return _columns_of(preparation, path, labelled)
@@ -118,7 +134,7 @@ def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     columns = preparation.columns
     layout = csv.scan(path, preparation.header if columns else "auto")
     wanted = [column.name for column in columns]
-    size = len(columns) or int(np.prod(preparation.row_shape))
+    size = len(columns) or int(np.prod(preparation.row_shape[preparation.kind == "series" :]))
     width = len(layout.names)
     if columns and (preparation.header or width > size):
         names, targets = wanted, list(preparation.target)
@@ -137,11 +153,12 @@ def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     numeric = [not column.categories for column in columns] or [True] * size
     kinds = dict(zip(names, numeric, strict=True))
     if labelled:
-        kinds |= dict.fromkeys(targets, len(targets) > 1)
+        series = preparation.kind == "series" and not preparation.classes
+        kinds |= dict.fromkeys(targets, series or len(targets) > 1)
     cells, lines = csv.read(layout, kinds | ({weight: True} if weight else {}))
     y = None
     if labelled:
-        y = cells[targets[0]] if len(targets) == 1 else np.stack([cells[name] for name in targets], axis=1)
+        y = _beside(cells, targets)
     inputs: Any
     if columns:
         inputs = {name: cells[found] for name, found in zip(wanted, names, strict=True)}

@@ -45,12 +45,19 @@ def sine(rng: np.random.Generator, rows: int, noise: float) -> Raw:
     return Raw("sine", _columns(x), y, target_names=("y",), lines=np.arange(rows))
 
 
+def wave(rng: np.random.Generator, rows: int, noise: float) -> Raw:
+    """A series: y_t = sin(2 pi t / 25) + noise."""
+    y = np.sin(2 * np.pi * np.arange(rows) / 25) + noise * rng.standard_normal(rows)
+    return Raw("wave", {"y": y}, y[:, None], target_names=("y",), lines=np.arange(rows))
+
+
 # name: (function, rows, noise)
 GENERATED = {
     "xor": (xor, 4, 0.0),
     "spirals": (spirals, 400, 0.02),
     "moons": (moons, 400, 0.1),
     "sine": (sine, 256, 0.1),
+    "wave": (wave, 400, 0.05),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.data.sequences import symbols, windows
 from gpbackprop.data.table import BLOCK, Raw, Words, missing
 from gpbackprop.errors import DataError
 from gpbackprop.spec import suggest
@@ -39,8 +40,8 @@ class Preparation:
     `columns` are the inputs of a source with columns, () for a source that is one array. `classes` are the names of the
     classes as they were given, () for regression. `shift` and `scale` are float64, broadcastable to `row_shape`;
     `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
-    `kind` says what a row is: one of the source's "rows", one of its "sequences" with lengths, the steps of a window of
-    a "series", or the characters of one of a "text", whose classes are the characters.
+    `kind` says what a row is: one of the source's "rows", one of its "sequences" (T, features), a window over a
+    "series" (the target lies `horizon` steps after it), or one over a "text", whose classes are the characters.
     """
 
     columns: tuple[Column, ...]
@@ -54,6 +55,7 @@ class Preparation:
     target_shift: np.ndarray | None = None
     target_scale: np.ndarray | None = None
     kind: str = "rows"
+    horizon: int = 1
 
     def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
@@ -61,19 +63,37 @@ class Preparation:
         Raises DataError, with row and column, for a missing value that has no fill, an unknown category, a number that
         is not finite in `dtype`, or rows of another size.
         """
+        if self.kind == "text":
+            return symbols(raw, self.classes)
         if isinstance(raw.inputs, dict):
             x = _encode_columns(self.columns, raw, dtype)
         else:
             x = raw.inputs if raw.inputs.dtype == np.uint8 else as_dtype(raw.inputs, dtype)
             if any(column.categories for column in self.columns):
                 raise DataError(f"{raw.where}: the inputs were columns with text; give a CSV file with these columns")
-        size = int(np.prod(self.row_shape))
+        series = self.kind == "series"
+        size = int(np.prod(self.row_shape[series:]))
         if x[0].size != size:
             raise DataError(
                 f"{raw.where}: a row has the shape {x.shape[1:]}; expected {self.row_shape} or {size} values in a row"
             )
         check_finite(x, raw, [column.name for column in self.columns for _ in range(column.width)])
+        if series:
+            return windows(x, self.row_shape[0], raw.where)
         return x.reshape(len(x), *self.row_shape)
+
+    def pairs(self, raw: Raw, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `raw` and their targets, as `encode` and `labels` give them; of a series, those with a target."""
+        x, targets = self.encode(raw, dtype), self.labels(raw, dtype)
+        if self.kind != "series":
+            return x, targets
+        window = self.row_shape[0]
+        if len(x) <= self.horizon:
+            raise DataError(
+                f"{raw.where}: has {len(targets)} rows; windows of {window} with a target {self.horizon} steps later "
+                f"need {window + self.horizon} at least"
+            )
+        return x[: -self.horizon], targets[window - 1 + self.horizon :]
 
     def labels(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The targets of `raw`: (N,) int64 class numbers, or (N, O) of `dtype`. Raises DataError, with the row, for a
@@ -216,8 +236,9 @@ def target_numbers(raw: Raw, dtype: Any) -> np.ndarray:
         numbers = targets
     result = as_dtype(numbers, dtype)
     if not np.isfinite(result).all():
-        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(result)))
-        found = numbers[row, column]
+        flat = numbers.reshape(len(numbers), -1)
+        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(result.reshape(flat.shape))))
+        found = flat[row, column]
         if isinstance(targets, Words):
             found = repr(targets.words[targets.codes[row]]) if targets.codes[row] >= 0 else "missing"
         name = raw.target_names[column] if column < len(raw.target_names) else column
@@ -236,15 +257,15 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         text = json.loads(encoded.tobytes().decode())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the text of a preparation is not JSON: {error}") from error
-    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind"}
+    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind", "horizon"}
     if not isinstance(text, dict) or set(text) != keys:
         raise ValueError(f"the text of a preparation has other keys than {sorted(keys)}")
     columns = tuple(_column(item) for item in _list(text["columns"], "columns", dict))
     shape = tuple(_list(text["row_shape"], "row_shape", int))
     if not shape or min(shape) < 1 or not isinstance(text["header"], bool):
         raise ValueError(f"a preparation with the row shape {shape} and the header {text['header']!r}")
-    if text["kind"] not in KINDS:
-        raise ValueError(f"a preparation of the kind {text['kind']!r}, which is none of {', '.join(KINDS)}")
+    if text["kind"] not in KINDS or type(text["horizon"]) is not int or text["horizon"] < 1:
+        raise ValueError(f"a preparation of the kind {text['kind']!r} and the horizon {text['horizon']!r}")
     features = shape[1:] if text["kind"] == "series" else shape
     if columns and sum(column.width for column in columns) != int(np.prod(features, dtype=object)):
         raise ValueError(f"the columns of a preparation do not make rows of the shape {shape}")
@@ -264,7 +285,8 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         if name not in ("shift", "scale") and (a.ndim != 1 or classes or a.shape != numbers["target_shift"].shape):
             raise ValueError(f"{name} of a preparation does not fit its targets")
     target = tuple(_list(text["target"], "target", str))
-    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers, kind=text["kind"])
+    more = {name: text[name] for name in ("kind", "horizon")}
+    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers, **more)
 
 
 def _list(value, name: str, kind: type) -> list:

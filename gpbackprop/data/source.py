@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from gpbackprop.backend import random
 from gpbackprop.data import files
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
 from gpbackprop.data.generated import GENERATED, generate
@@ -19,8 +20,8 @@ from gpbackprop.data.preparation import (
     check_finite,
     class_numbers,
     missing_error,
-    target_numbers,
 )
+from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
 from gpbackprop.data.table import Raw, Words, as_table, as_targets, missing
 from gpbackprop.errors import ConfigError, DataError
@@ -46,6 +47,10 @@ class Data:
     shape       of a row: "flat", as "stored", or [28, 28, 1]
     seed        of the split and of generated rows; the seed of the training has no part in it
     rows, noise of a generated source
+    window      makes a row of so many steps: of a series (a CSV whose rows lie in time, or an array; its inputs are by
+                default its targets), of the characters of a .txt, or of a generated sequence. Such rows are
+                normalised alike at all steps, and the splits of a series or text follow each other in time
+    horizon     how many steps after a window of a series its target lies, by default 1
     header      CSV: whether the first row names the columns; "auto": when no cell of it is a number
     """
 
@@ -64,6 +69,8 @@ class Data:
     rows: Count | None = None
     noise: NonNegative | None = None
     header: Literal["auto"] | Flag = "auto"
+    window: Count | None = None
+    horizon: Count | None = None
 
 
 def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float32", **fields) -> Dataset:
@@ -76,28 +83,40 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
     folder = Path(base or ".")
     known, parts = _read(data, folder)
+    parts = {name: _as_series(part, data) for name, part in parts.items()}
     raw = _usable(parts["train"], data.missing)
     classes = _classes(data.task, raw)
     if classes and data.normalize_targets != "none":
         raise ConfigError(f"data.normalize_targets = {data.normalize_targets!r}: the targets are classes, not numbers")
-    targets = class_numbers(classes, raw) if classes else target_numbers(raw, dtype)
-    fractions = _fractions(data, "test" in parts)
-    rows = partition(len(raw), fractions, targets if classes else None, data.seed, raw.where)
+    fractions, window = _fractions(data, "test" in parts), data.window or 0
+    if raw.kind == "series":
+        rows = chronological(len(raw) - window - (data.horizon or 1) + 1, fractions, raw.where)
+    elif raw.kind == "text":
+        rows = chronological(len(raw), fractions, raw.where)
+    else:
+        numbers = class_numbers(classes, raw) if classes else None
+        stratify = numbers if numbers is not None and numbers.ndim == 1 else None
+        rows = partition(len(raw), fractions, stratify, data.seed, raw.where)
 
-    columns = filled_columns(raw, rows["train"], data.missing == "mean") if isinstance(raw.inputs, dict) else ()
-    size = sum(column.width for column in columns) or int(np.prod(raw.inputs.shape[1:]))
-    stored = (known.stored if known else ()) or ((size,) if columns else raw.inputs.shape[1:])
+    table = rows["train"]  # the rows of the table that training sees
+    if raw.kind == "series":
+        table = np.arange(table[-1] + window)
+    columns = filled_columns(raw, table, data.missing == "mean") if isinstance(raw.inputs, dict) else ()
+    shape = raw.inputs.codes.shape[1:] if isinstance(raw.inputs, Words) else () if columns else raw.inputs.shape[1:]
+    size = sum(column.width for column in columns) or int(np.prod(shape))
+    stored = (known.stored if known else ()) or ((size,) if columns else shape)
     preparation = Preparation(
-        columns, raw.target_names, data.weight, raw.header, classes, _row_shape(data.shape, size, stored, raw),
-        np.zeros(1), np.ones(1),
+        columns, raw.target_names, data.weight, raw.header, classes,
+        _row_shape(data.shape, size, stored, raw, window), np.zeros(1), np.ones(1),
+        kind=raw.kind, horizon=data.horizon or 1,
     )  # fmt: skip
-    x = preparation.encode(raw, dtype)
+    whole = _split(preparation, raw, dtype)
+    x, targets = whole.inputs, whole.targets
     if known and known.pixels:
         x = x.astype(np.uint8, copy=False)
-    preparation = _normalised(preparation, data, x, targets, rows["train"])
+    preparation = _normalised(preparation, data, x, targets, rows["train"], raw.lengths)
 
-    weights = _weights(raw, dtype)
-    splits = {name: Split(x, targets, weights, index) for name, index in rows.items()}
+    splits = {name: dataclasses.replace(whole, inputs=x, index=index) for name, index in rows.items()}
     if "test" in parts and data.test is None:
         splits["test"] = _whole(preparation, parts["test"], data.missing, dtype)
     for name in ("validation", "test"):
@@ -118,7 +137,15 @@ def read_inputs(preparation: Preparation, path: str | Path, dtype: Any = "float3
     `dtype` is that of the network, so that it sees the digits that it was trained on.
     Raises DataError, with row and column, for what the preparation cannot use.
     """
-    return preparation.encode(files.read_prepared(preparation, Path(path), labelled=False), dtype)
+    return read_rows(preparation, path, dtype)[0]
+
+
+def read_rows(
+    preparation: Preparation, path: str | Path, dtype: Any = "float32"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `read_inputs` gives, and the lengths (N,) of rows that are sequences, or None."""
+    raw = files.read_prepared(preparation, Path(path), labelled=False)
+    return preparation.encode(raw, dtype), raw.lengths
 
 
 def read_labelled(preparation: Preparation, path: str | Path, missing: str = "error", dtype: Any = "float32") -> Split:
@@ -134,11 +161,9 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
     path = folder / Path(data.source).expanduser()
     name_only = data.source == Path(data.source).stem and not path.exists()
     known = entry(data.source) if data.source in CATALOG or name_only else None
-    for key in ("rows", "noise"):
-        if getattr(data, key) is not None and data.source not in GENERATED:
-            raise ConfigError(
-                f"data.{key}: only a generated source has it ({', '.join(GENERATED)}), not {data.source!r}"
-            )
+    for key, having in (("rows", [*GENERATED, *SEQUENCES]), ("noise", GENERATED)):
+        if getattr(data, key) is not None and data.source not in having:
+            raise ConfigError(f"data.{key}: only a generated source has it ({', '.join(having)}), not {data.source!r}")
     options: dict[str, Any] = {
         "target": data.target,
         "inputs": data.inputs,
@@ -152,8 +177,15 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
                 raise ConfigError(
                     f"data.{key} = {value!r}: only a source with columns (CSV) has it, not {data.source!r}"
                 )
+    options["series"] = data.window is not None
+    if known is None and data.window and path.suffix.lower() == ".txt":
+        return None, {"train": read_text(path, data.window)}
     if known is None:
         return None, files.read(path, **options)
+    if known.name in SEQUENCES:
+        make, usual_rows, length = SEQUENCES[known.name]
+        rng = random.generator(data.seed, f"data/{known.name}")
+        return known, {"train": make(rng, data.rows or usual_rows, data.window or length)}
     if known.name in GENERATED:
         return known, {"train": generate(known.name, data.seed, data.rows, data.noise)}
     if known.file:
@@ -180,9 +212,27 @@ def _fractions(data: Data, stored_test: bool) -> dict[str, float]:
     return fractions
 
 
+def _as_series(raw: Raw, data: Data) -> Raw:
+    """`raw` as a series where `window` makes it one."""
+    if data.window is None or raw.kind != "rows":
+        if data.horizon is not None:
+            raise ConfigError(
+                f"data.horizon = {data.horizon}: only a series has it; set data.window, its steps in a row"
+            )
+        if data.source == "wave":
+            raise ConfigError("data.window: 'wave' is a series; say how many steps a row has")
+        return raw
+    if data.missing == "drop":
+        raise ConfigError('data.missing = "drop": would join what lies apart in a series; use "mean", or fill it in')
+    targets = raw.targets
+    if targets is None and not isinstance(raw.inputs, dict):
+        targets = raw.inputs.reshape(len(raw), -1).astype(np.float64)
+    return dataclasses.replace(raw, targets=targets, kind="series")
+
+
 def _usable(raw: Raw, policy: str) -> Raw:
     """`raw` without the rows that lack a value ("drop"), or as it is; raises DataError for the first one ("error")."""
-    if policy == "mean":
+    if policy == "mean" or raw.kind == "text":
         return raw
     cells = {**raw.inputs} if isinstance(raw.inputs, dict) else {}
     gone = np.zeros(len(raw), bool)
@@ -206,6 +256,8 @@ def _usable(raw: Raw, policy: str) -> Raw:
 def _classes(task: str, raw: Raw) -> tuple[str, ...]:
     """The names of the classes in their order (by value where all are numbers), or () for a regression."""
     targets = raw.targets
+    if raw.kind == "text":
+        return raw.inputs.words
     if targets is None:
         raise DataError(f"{raw.where}: no targets; expected an array y or targets, or name it with `target` in [data]")
     if task == "regression" or (task == "auto" and not isinstance(targets, Words)):
@@ -244,7 +296,11 @@ def _classes(task: str, raw: Raw) -> tuple[str, ...]:
     return classes
 
 
-def _row_shape(shape, size: int, stored: tuple[int, ...], raw: Raw) -> tuple[int, ...]:
+def _row_shape(shape, size: int, stored: tuple[int, ...], raw: Raw, window: int) -> tuple[int, ...]:
+    if raw.kind != "rows":
+        if shape not in ("flat", "stored"):
+            raise ConfigError(f"data.shape = {list(shape)}: the rows of {raw.where} are sequences, which keep theirs")
+        return (window, size) if raw.kind == "series" else tuple(stored)
     if shape == "flat":
         return (size,)
     if shape == "stored":
@@ -256,15 +312,30 @@ def _row_shape(shape, size: int, stored: tuple[int, ...], raw: Raw) -> tuple[int
     return tuple(shape)
 
 
-def _normalised(preparation: Preparation, data: Data, x, targets, rows) -> Preparation:
+def _steps(a: np.ndarray, rows: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """The valid steps (M, features) of the rows of a (N, T, ...)."""
+    steps = a[rows].reshape(-1, *(a.shape[2:] or (1,)))
+    return steps if lengths is None else steps[(np.arange(a.shape[1]) < lengths[rows][:, None]).reshape(-1)]
+
+
+def _normalised(preparation: Preparation, data: Data, x, targets, rows, lengths) -> Preparation:
     """The preparation with the shift and scale of the training rows; one-hot columns stay 0 and 1."""
-    shift, scale = moments(x, rows, data.normalize)
+    if preparation.kind == "text":
+        return preparation
+    if preparation.kind != "rows":  # all steps alike
+        steps = _steps(x, rows, lengths)
+        shift, scale = moments(steps, np.arange(len(steps)), data.normalize)
+    else:
+        shift, scale = moments(x, rows, data.normalize)
     one_hot = [bool(column.categories) for column in preparation.columns for _ in range(column.width)]
     if any(one_hot):
-        keep = np.reshape(one_hot, preparation.row_shape)
+        keep = np.reshape(one_hot, preparation.row_shape[preparation.kind == "series" :])
         shift, scale = np.where(keep, 0.0, shift), np.where(keep, 1.0, scale)
     found = dataclasses.replace(preparation, shift=shift, scale=scale)
     if data.normalize_targets == "standard":
+        if targets.ndim > 2:
+            targets = _steps(targets, rows, lengths)
+            rows = np.arange(len(targets))
         target_shift, target_scale = moments(targets, rows, "standard")
         found = dataclasses.replace(found, target_shift=target_shift, target_scale=target_scale)
     return found
@@ -285,9 +356,21 @@ def _whole(preparation: Preparation, raw: Raw, policy: str, dtype: Any) -> Split
     """All rows of `raw` as a split."""
     if policy == "drop":
         raw = _usable(raw, policy)
-    x, targets = preparation.encode(raw, dtype), preparation.labels(raw, dtype)
-    if len(preparation.classes) == 0 and targets.shape[1] != len(
-        preparation.target_shift if preparation.target_shift is not None else targets[0]
-    ):
-        raise DataError(f"{raw.where}: a row has {targets.shape[1]} targets; the training data has another number")
-    return Split(x, targets, _weights(raw, dtype), np.arange(len(x), dtype=np.int64))
+    split, shift = _split(preparation, raw, dtype), preparation.target_shift
+    if shift is not None and split.targets.shape[-1] != len(shift):
+        raise DataError(
+            f"{raw.where}: a row has {split.targets.shape[-1]} targets; the training data has another number"
+        )
+    return split
+
+
+def _split(preparation: Preparation, raw: Raw, dtype: Any) -> Split:
+    """Rows and targets of `raw`, with weights that are zero beyond the end of a row."""
+    x, targets = preparation.pairs(raw, dtype)
+    weights = _weights(raw, dtype)
+    if weights is not None:
+        weights = weights[len(weights) - len(x) :]  # of a series, those of the targets
+    if raw.lengths is not None and targets.ndim == (2 if preparation.classes else 3):
+        valid = (np.arange(x.shape[1]) < raw.lengths[:, None]).astype(dtype)
+        weights = valid if weights is None else valid * weights[:, None]
+    return Split(x, targets, weights, np.arange(len(x), dtype=np.int64), raw.lengths)

@@ -20,6 +20,9 @@ class Words:
     def __getitem__(self, rows) -> "Words":
         return Words(self.codes[rows], self.words)
 
+    def __len__(self) -> int:
+        return len(self.codes)
+
 
 Cells: TypeAlias = Any  # a column: float64 (N,), NaN where a value is missing, or `Words`
 
@@ -30,7 +33,8 @@ class Raw:
 
     `inputs` is an array (N, ...) or, from a CSV, a dict of columns. `targets` are `Words`, a float array (N, O), or
     None. `lines` are the line numbers of the rows of a text file, so that an error that is found later still names
-    its line.
+    its line. `kind` says what a row is (see `Preparation`); sequences may have `lengths` (N,), and a target for each
+    step: `Words` of codes (N, T), or numbers (N, T, O).
     """
 
     where: str
@@ -40,6 +44,8 @@ class Raw:
     target_names: tuple[str, ...] = ()
     header: bool = True
     lines: Any = None
+    lengths: np.ndarray | None = None
+    kind: str = "rows"
 
     def __len__(self) -> int:
         if isinstance(self.inputs, dict):
@@ -55,13 +61,15 @@ class Raw:
         pick = lambda column: None if column is None else column[rows]  # noqa: E731
         inputs = {k: pick(v) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else pick(self.inputs)
         return replace(
-            self, inputs=inputs, targets=pick(self.targets), weights=pick(self.weights), lines=pick(self.lines)
-        )
+            self, inputs=inputs, targets=pick(self.targets), weights=pick(self.weights), lines=pick(self.lines),
+            lengths=pick(self.lengths),
+        )  # fmt: skip
 
 
 def missing(column: Cells) -> np.ndarray:
     """The mask of the rows of a column whose value is missing."""
-    return column.codes < 0 if isinstance(column, Words) else np.isnan(column)
+    found = column.codes < 0 if isinstance(column, Words) else np.isnan(column)
+    return found.any(axis=tuple(range(1, found.ndim)))
 
 
 def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
@@ -81,22 +89,54 @@ def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
     return np.ascontiguousarray(x, dtype=np.uint8 if bytes_ else None)
 
 
-def as_targets(y: np.ndarray, rows: int, where: str, what: str) -> Words | np.ndarray:
-    """The targets in an array: `Words` from (N,) or (N, 1) of integers, booleans or text, else float64 (N, O)."""
+def as_targets(y: np.ndarray, rows: int, where: str, what: str, steps: int = 0) -> Words | np.ndarray:
+    """The targets in an array: `Words` from (N,) or (N, 1) of integers, booleans or text, else float64 (N, O).
+
+    Rows of so many `steps` may have a target for each: `Words` from (N, T), float64 from (N, T) or (N, T, O).
+    """
+    if steps and y.shape[:2] == (rows, steps):
+        return _as_steps(y, where, what)
     if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind != "f":
         y = y[:, 0]
     if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
         raise DataError(f"{where}: {what} has the shape {y.shape}; expected ({rows},) or ({rows}, outputs)")
     if y.dtype.kind in "SUbiu" and y.ndim == 1:
-        values, codes = np.unique(y, return_inverse=True)
-        try:
-            words = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: {what} holds text that is not UTF-8") from error
-        return Words(codes.astype(np.int32), tuple(words))
+        return _as_words(y, where, what)
     if y.dtype.kind not in "biuf":
         raise DataError(f"{where}: {what} has the dtype {y.dtype}; expected class labels (N,) or numbers (N, outputs)")
     return y.reshape(rows, -1).astype(np.float64)
+
+
+def _as_words(y: np.ndarray, where: str, what: str) -> Words:
+    values, codes = np.unique(y, return_inverse=True)
+    try:
+        words = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: {what} holds text that is not UTF-8") from error
+    return Words(codes.reshape(y.shape).astype(np.int32), tuple(words))
+
+
+def _as_steps(y: np.ndarray, where: str, what: str) -> Words | np.ndarray:
+    if y.dtype.kind in "SUbiu" and y.ndim == 2:
+        return _as_words(y, where, what)
+    if y.dtype.kind not in "biuf" or y.ndim > 3:
+        raise DataError(f"{where}: {what} is {y.dtype} of the shape {y.shape}; expected classes (N, T) or numbers")
+    return y.reshape(*y.shape[:2], -1).astype(np.float64)
+
+
+def as_lengths(lengths: np.ndarray, x: np.ndarray, where: str, what: str) -> np.ndarray:
+    """The lengths (N,) of rows x (N, T, ...), each from 1 to T."""
+    if lengths.shape != (len(x),) or lengths.dtype.kind not in "iu" or x.ndim < 2:
+        raise DataError(
+            f"{where}: {what} is {lengths.dtype} of the shape {lengths.shape} for rows of the shape {x.shape[1:]}; "
+            f"expected a whole number for each of the {len(x)} rows (T, features)"
+        )
+    if lengths.min() < 1 or lengths.max() > x.shape[1]:
+        row = int(np.argmax((lengths < 1) | (lengths > x.shape[1])))
+        raise DataError(
+            f"{where}, row {row}: the length {lengths[row]}; expected 1 to {x.shape[1]}, the steps of a row"
+        )
+    return lengths.astype(np.int64)
 
 
 def as_weights(w: np.ndarray, rows: int, where: str, what: str) -> np.ndarray:
