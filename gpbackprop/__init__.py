@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     from gpbackprop.losses import *
     from gpbackprop.model import Model, load
     from gpbackprop.optim import schedules
+    from gpbackprop.optim.adam import *
+    from gpbackprop.optim.adaptive import *
+    from gpbackprop.optim.lbfgs import *
+    from gpbackprop.optim.levenberg_marquardt import *
+    from gpbackprop.optim.local import *
+    from gpbackprop.optim.particle_swarm import *
     from gpbackprop.optim.sgd import *
     from gpbackprop.plan import Network, Plan
     from gpbackprop.run import Run

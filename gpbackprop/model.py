@@ -96,13 +96,13 @@ def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu")
         preparation = Preparation.from_arrays(found.arrays("preparation"))
     except ValueError as error:
         raise CheckpointError(f"{found.path}: {error}") from None
-    seeds = (0,) * config.population
+    seeds = (0,) * (1 if config.optimizer.swarm else config.population)  # the particles of a swarm are one network
     backend = select(device) if isinstance(device, str) else device
     shape, lengths = config.train.row_shape(preparation), preparation.kind == "sequences"
     network = Network(Chain(*config.model), shape, backend, seeds, config.train.dtype, lengths)
     for room, flat, array in (("params", network.params, network.w), ("state", network.states, network.state)):
         views = flat.views(array)
-        expected = {name: (view.shape, network.dtype) for name, view in views.items()}
+        expected = {name: ((config.population, *view.shape[1:]), network.dtype) for name, view in views.items()}
         for name, value in found.arrays(room, expected).items():
-            network.backend.stage(value, views[name])
+            network.backend.stage(value[: network.K], views[name])
     return Model(found.path, config, network, preparation)

@@ -159,6 +159,10 @@ class Network:
     Raises ShapeError, naming the layer, when the layers do not fit each other.
     """
 
+    w: Array
+    g: Array
+    state: Array
+
     def __init__(
         self,
         model: Traces,

@@ -42,7 +42,8 @@ def type_name(cls: type) -> str:
 
     A class whose name is written otherwise gives it as `__type__`: that of `AdamW` is `adamw`.
     """
-    return vars(cls).get("__type__") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    return vars(cls).get("__type__", snake)
 
 
 def family(base: type) -> dict[str, type]:

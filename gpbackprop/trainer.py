@@ -227,7 +227,8 @@ class Trainer:
             if isinstance(split, str):
                 self.evaluations[split] = evaluation
         with self._as_result():
-            return evaluation()
+            results = evaluation()
+        return {name: value[0] for name, value in results.items()} if self.optimizer.swarm else results
 
     @contextmanager
     def _as_result(self):

@@ -106,6 +106,5 @@ def test_the_support_vector_machine_comes_near_the_least_of_its_objective_and_pa
 def test_a_swarm_solves_xor():
     trainer = trained("xor-swarm")
     results = trainer.evaluate("train")
-    assert results["accuracy"] == [1.0] * 30
-    assert trainer.history[59]["train_loss"][0] < 0.001
-    assert len(set(results["loss"])) == 1
+    assert results["accuracy"] == 1.0
+    assert trainer.history[59]["train_loss"] < 0.001

@@ -149,7 +149,9 @@ def _shape(shape: list[int]) -> str:
 
 
 def _short(value: Any) -> str:
-    return value["type"] if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return value.get("type") or " ".join(f"{name}: {item}" for name, item in value.items())
+    return str(value)
 
 
 def _few(items: list[str], most: int = 12) -> str:

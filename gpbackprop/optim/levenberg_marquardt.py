@@ -91,11 +91,9 @@ class GaussNewton:
                 f"optimizer: {named} solves a system as large as the network, which has {network.parameter_count} "
                 f"parameters; it takes up to {LARGEST}. Take lbfgs for this one"
             )
-        if network.states:
-            raise ConfigError(
-                f"optimizer: {named} looks at each row alone, but {next(iter(network.states))} is shared by the rows "
-                "of a batch; leave that layer out, or take lbfgs"
-            )
+        if network.states or network.lengths:
+            what = f"{next(iter(network.states))} is shared by them" if network.states else "they are of many lengths"
+            raise ConfigError(f"optimizer: {named} takes rows one by one, but {what}; take lbfgs for this network")
         self.at, self.objective, self.curvature = at, objective, curvature
         places = [place for place in network.params.values() if at.trained(place)]
         self.used = np.array([i for place in places for i in range(place.offset, place.offset + place.size)], int)
@@ -112,7 +110,8 @@ class GaussNewton:
         weight = self._weights()
         self.network.w.reshape(K, self.rows, P)[...] = at.w[:, None]
         rows_x = self.plan.x.value.reshape(K, self.rows, *x.shape[2:])
-        grad, H = y.grad.reshape(K * self.rows, outputs), np.zeros((K, len(self.used), len(self.used)))
+        grad: Array = y.grad
+        grad, H = grad.reshape(K * self.rows, outputs), np.zeros((K, len(self.used), len(self.used)))
         for first in range(0, count, self.rows):
             n = min(self.rows, count - first)
             rows_x[:, :n] = x[:, first : first + n]

@@ -11,9 +11,10 @@ from gpbackprop.plan import Plan, Target
 class RowLoss(Protocol):
     """What a loss is to an objective: see `losses`."""
 
-    reduce: Any
-    class_weights: Any
-
+    @property
+    def reduce(self) -> Any: ...
+    @property
+    def class_weights(self) -> Any: ...
     def curvature(self, outputs: int) -> float | None: ...
 
 

@@ -14,8 +14,8 @@ class ParticleSwarm(Optimizer):
 
     `best` is where a particle had its smallest loss, the leader's the best of all; r1 and r2 are drawn uniformly from
     [0, 1) for each weight. Each particle starts as the network of its seed, with v uniform in [-start, start]; |v_i| is
-    kept within `limit`. The result of the training, which evaluation, prediction and checkpoints take, is the leader's
-    best: every member of the population is then that network. (J. Kennedy and R. Eberhart, 1995; the constants are
+    kept within `limit`. The result of the training, which evaluation, prediction and checkpoints take, is one network,
+    the leader's best; a checkpoint holds it for every member. (J. Kennedy and R. Eberhart, 1995; the constants are
     those of M. Clerc and J. Kennedy, 2002)
 
     Raises ConfigError for a population of one.

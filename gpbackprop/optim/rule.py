@@ -72,8 +72,8 @@ class GradientRule(Optimizer):
         xp, g, t, calls = at.xp, at.g, at.delta, []
         if (trained := at.network.mask(at.trained)) is not None:
             calls.append(lambda: xp.multiply(g, trained, out=g))
-        if self.clip_value:
-            calls.append(lambda: xp.clip(g, -self.clip_value, self.clip_value, out=g))
+        if (most := self.clip_value) is not None:
+            calls.append(lambda: xp.clip(g, -most, most, out=g))
         if self.clip_norm:
             norm = xp.empty_like(at.rate)
 
@@ -108,7 +108,7 @@ class GradientRule(Optimizer):
                 if place.decay and at.trained(place) and len(place.shape) > 1:
                     calls.append(_bounded(at, place.of(w), place.of(delta), self.max_norm))
         if result is not None:
-            share = 1 - self.average
+            share = 1 - (self.average or 0)
 
             def average():  # where w stands still, so does its average, bit for bit
                 xp.subtract(w, result, out=delta)

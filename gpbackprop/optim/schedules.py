@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 from gpbackprop.spec import Count, Fraction, NonNegative, Positive, Whole, one_of, spec
 
@@ -14,7 +13,9 @@ class Schedule:
     monitors) after each epoch so far, so signed that less is better. It keeps no state: the past is the run's history.
     """
 
-    watches: ClassVar[bool] = False
+    @property
+    def watches(self) -> bool:
+        return False
 
     def factor(self, t: float, T: float, past: Sequence[float] = ()) -> float:
         raise NotImplementedError
@@ -156,12 +157,15 @@ class ReduceOnPlateau(Schedule):
     Each member of a population has its own.
     """
 
-    watches = True
     gamma: Fraction = 0.1
     patience: Whole = 10
     threshold: NonNegative = 1e-4
     cooldown: Whole = 0
     floor: Fraction = 0.0
+
+    @property
+    def watches(self):
+        return True
 
     def factor(self, t, T, past=()):
         factor, best, bad, rest = 1.0, math.inf, 0, 0
