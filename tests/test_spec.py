@@ -134,7 +134,7 @@ def errors(make):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"type": "dence"}, "unknown type 'dence' (did you mean 'dense'?); allowed: chain, "),
+        ({"type": "dence"}, "unknown type 'dence' (did you mean 'dense'?); allowed: "),
         ({"units": 3}, "the key `type` is missing; it is one of: "),
         ({"type": 3}, "unknown type 3"),
         (7, "expected the name of a layer or a table with a `type`"),
