@@ -14,7 +14,7 @@ from gpbackprop.data import Dataset, Split, load
 from gpbackprop.data.preparation import Preparation
 from gpbackprop.errors import ConfigError, NumericalError
 from gpbackprop.gradcheck import check
-from gpbackprop.layers.activation import Activation, Relu, Sigmoid, Tanh
+from gpbackprop.layers.activation import Activation, Linear, Relu, Sigmoid, Tanh
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain, Parallel, Residual
 from gpbackprop.layers.dense import Dense
@@ -103,6 +103,23 @@ def test_a_wrong_layer_is_found_and_named(wrong):
     report = check(model, SoftmaxCrossEntropy(), IRIS)
     assert paths(report.wrong) == ["0-dense/W", "0-dense/b", "0-dense/z", "0-dense/y"]
     assert report.suspect == "the backward of 1-wrong, where it fills the gradient of its input"
+
+
+def test_a_small_error_of_a_small_gradient_is_not_put_down_to_a_kink():
+    last = Dense(3, init={"W": np.eye(4, 3).tolist()})
+    faint = Dense(4, init={"W": (1e-3 * np.eye(4)).tolist()})
+    right, wrong = (
+        check(Chain(Dense(4), Wrong(by), Tanh(), faint, last), SoftmaxCrossEntropy(), IRIS) for by in (1, 1.00003)
+    )
+    assert not right.wrong
+    assert "0-dense/b" in paths(wrong.wrong)
+
+
+def test_a_view_of_a_layers_output_is_not_checked_as_an_array_of_its_own():
+    model = Chain(Dense(4), Residual(Linear()), Flatten(), Dense(3))
+    report = check(model, SoftmaxCrossEntropy(), IRIS)
+    assert not report.wrong
+    assert [check.path for check in report.checks if not check.parameter] == ["0-dense/y", "1-residual/y", "3-dense/y"]
 
 
 def test_one_wrong_entry_of_a_large_matrix_is_found_when_it_matters():
