@@ -19,6 +19,7 @@ EXPECTED = {
     "spirals": ("test", "accuracy", 0.985, 1.0),
     "xor": ("train", "accuracy", 1.0, 1.0),
 }
+CONVOLUTIONS = ("digits-cnn", "digits-resnet", "mnist-cnn")  # in test_configs_conv.py
 # After one epoch, not the whole training.
 MNIST = {"mnist-mlp": (0.94, 0.985), "mnist-nielsen": (0.85, 0.95)}
 
@@ -30,7 +31,7 @@ def trained(name: str, *settings: str):
 
 
 def test_every_shipped_config_is_tested_here():
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == {*EXPECTED, *MNIST, "mazur"}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == {*EXPECTED, *MNIST, "mazur", *CONVOLUTIONS}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.stem)

@@ -43,11 +43,6 @@ class Axis:
         """Where the inputs lie among the padded ones."""
         return slice(self.before, self.before + self.size)
 
-    def window(self, o: int) -> slice:
-        """The padded inputs of window o."""
-        start = o * self.stride
-        return slice(start, start + self.reach, self.dilation)
-
     def tap(self, i: int) -> slice:
         """The padded inputs under place i of the kernel, one for each window."""
         start = i * self.dilation
@@ -227,15 +222,11 @@ class Columns:
         taps, windows = (height.kernel, width.kernel, self.share), (self.n, height.out, width.out)
         image = frame[:, : block.count, :, :, group * self.share : (group + 1) * self.share]
         if self.transposed:
-            columns = self.matrix.reshape(k, *taps, *windows)[:, :, :, :, : block.count]
-            return [
-                (columns[:, i, j], image[:, :, height.tap(i), width.tap(j)].transpose(0, 4, 1, 2, 3))
-                for i in range(height.kernel)
-                for j in range(width.kernel)
-            ]
-        columns = self.matrix.reshape(k, *windows, *taps)[:, : block.count]
+            columns = self.matrix.reshape(k, *taps, *windows).transpose(0, 4, 5, 6, 1, 2, 3)
+        else:
+            columns = self.matrix.reshape(k, *windows, *taps)
         return [
-            (columns[:, :, :, o, i], image[:, :, height.tap(i), width.window(o)])
+            (columns[:, : block.count, :, :, i, j], image[:, :, height.tap(i), width.tap(j)])
             for i in range(height.kernel)
-            for o in range(width.out)
+            for j in range(width.kernel)
         ]
