@@ -29,7 +29,7 @@ class Slot:
     """
 
     value: Array
-    grad: Array | None
+    grad: Array  # or None
 
     @property
     def shape(self) -> tuple[int, ...]:
