@@ -15,6 +15,7 @@ from gpbackprop.layers.base import Layer
 from gpbackprop.layers.dense import Dense
 from gpbackprop.layers.dropout import Dropout
 from gpbackprop.losses import HalfSquaredError
+from gpbackprop.plan import Closure
 from gpbackprop.spec import to_table, type_name
 from gpbackprop.trainer import Trainer
 
@@ -97,7 +98,8 @@ class _Watch:
     """Stands in the place of the update, and writes down what is there before and after it."""
 
     def __init__(self, trainer: Trainer, steps: int):
-        self.trainer, self.count, self.steps = trainer, steps, []  # type: ignore[var-annotated]
+        self.trainer, self.count = trainer, steps
+        self.steps: list[dict[str, Any]] = []
         self.plan, _ = trainer.training.plan(1)
         self.objective = trainer.training.objectives[1]
 
@@ -113,15 +115,15 @@ class _Watch:
         self.plan.forward()
         return float(self.objective.value()[0])
 
-    def _around(self, step) -> None:
-        trainer, step_before = self.trainer, self._before()
+    def _around(self, step: Closure) -> None:
+        trainer, facts = self.trainer, self._before()
         old, gradient = self._parameters(trainer.network.w), self._parameters(trainer.network.g)
         step()
         new = self._parameters(trainer.network.w)
         own = {name: self._parameters(array) for name, array in trainer.update.state.items()}
         arrays = {"old": old, "gradient": gradient, **own, "new": new}
-        step_before["parameters"] = {path: {name: of[path] for name, of in arrays.items()} for path in old}
-        self.steps.append(step_before)
+        facts["parameters"] = {path: {name: of[path] for name, of in arrays.items()} for path in old}
+        self.steps.append(facts)
         trainer.stop_requested = len(self.steps) == self.count
 
     def _before(self) -> dict[str, Any]:
