@@ -22,6 +22,7 @@ from gpbackprop.errors import ConfigError, DataError, NumericalError
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
 from gpbackprop.losses import Loss
+from gpbackprop.monitor import Monitor
 from gpbackprop.optim.base import Optimizer
 from gpbackprop.passes import Evaluation, Pass, Row
 from gpbackprop.plan import Flat, Network, Plan
@@ -60,6 +61,8 @@ class Trainer:
         seeds = tuple(range(seed, seed + population)) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != population and population != 1:
             raise ConfigError(f"seed: has {len(seeds)} entries for a population of {population}")
+        if any(not 0 <= each < 2**63 for each in seeds):
+            raise ConfigError(f"seed: found {seed!r}, expected 0 to {2**63 - 1} for every member of the population")
         split = data.splits["train"]
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
@@ -82,9 +85,14 @@ class Trainer:
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
         self.epochs = self.train.epochs
-        self.best: dict[str, float] = {}  # value and epoch of the best monitored metric
+        counted = self.metrics if optimizer.swarm else counted
+        columns = [f"train_{name}" for name in ("loss", *(metric.name for metric in counted))]
+        if "validation" in data.splits:
+            columns += [f"validation_{name}" for name in ("loss", *(metric.name for metric in self.metrics))]
+        self.monitor = Monitor(self.train.early_stopping, columns)
         self.history: list[Row] = []
         self.stop_requested = False
+        self._probed = 0  # the steps whose losses are known to be finite
         self._factors: list[float] = []
         self._past: list[tuple[float, ...]] = [()]  # what the schedule sees of the epochs before, for each member
 
@@ -100,7 +108,7 @@ class Trainer:
         """
         self.epochs = epochs or self.train.epochs
         with np.errstate(all="ignore"):
-            while self.epoch < self.epochs and not self.exhausted and not self.stop_requested:
+            while self.epoch < self.epochs and not self.monitor.exhausted and not self.stop_requested:
                 start, first = time.perf_counter(), self.batch_in_epoch
                 self._run_epoch(hooks)
                 if self.batch_in_epoch < self.steps_per_epoch:
@@ -117,7 +125,8 @@ class Trainer:
         """The remaining steps of the current epoch, until a stop is requested."""
         if self.batch_in_epoch == 0:
             self.training.reset()
-        self._past = self._watched()
+        if self.optimizer.schedule.watches:
+            self._past = self.monitor.past(self.history, self.network.K)
         split = self.training.split
         batches = visits(self.backend, split, self.batch_size, self.seeds, self.epoch, self.train.shuffle)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:
@@ -128,7 +137,7 @@ class Trainer:
             load(index)
             plan.forward()
             if self.step % self.backend.probe_every == 0:
-                self._probe(plan)
+                self._probe(plan, self.step + 1)
             if self.optimizer.gradient:
                 plan.backward()
             if (self.step + 1) % self.update.every:
@@ -153,31 +162,31 @@ class Trainer:
                 each = self.backend.array(np.array(factors, self.network.dtype)[:, None])
             self.backend.xp.multiply(self.update.lr, each, out=self.update.rate)
 
-    def _watched(self) -> list[tuple[float, ...]]:
-        """What the monitored metric was after each epoch, for each member, so signed that less is better."""
-        if not self.optimizer.schedule.watches:
-            return [()]
-        values = np.array(
-            [np.broadcast_to(np.asarray(self._monitored(row), float), self.network.K) for row in self.history]
-        )
-        return [tuple(member) for member in (-self._sign * values.reshape(-1, self.network.K)).T.tolist()]
+    def _probe(self, plan: Plan, last: int) -> None:
+        """Raise NumericalError unless the losses of the steps up to number `last` are finite.
 
-    def _probe(self, plan: Plan) -> None:
-        """Raise NumericalError unless the loss is finite; what is not finite stays so in the sum over the epoch."""
+        What is not finite stays so in the sum over the epoch, so that a look now and then misses nothing.
+        """
         if not all(map(math.isfinite, self.backend.host(self.training.tallies["loss"]).tolist())):
-            raise self._not_finite(plan)
+            raise self._not_finite(plan, last)
+        self._probed = last
 
     def _finish_epoch(self) -> Row:
         """Evaluate, record, and move on to the next epoch."""
-        self._probe(self.training.plan(self.batch_size)[0])
+        self._probe(self.training.plan(self.batch_size)[0], self.step)
         results = self.evaluate("train") if self.optimizer.swarm else self.training.results()
         row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate}
         row |= {f"train_{name}": value for name, value in results.items()}
         if "validation" in self.data.splits:
             row |= {f"validation_{name}": value for name, value in self.evaluate("validation").items()}
+            if None in np.atleast_1d(row["validation_loss"]):
+                raise NumericalError(
+                    f"training stopped after epoch {self.epoch + 1} (step {self.step}): the validation loss is not "
+                    f"finite. The learning rate was {row['lr']}: try a smaller one. No checkpoint was written after it"
+                )
         self.history.append(row)
         self.epoch, self.batch_in_epoch = self.epoch + 1, 0
-        self._note_best(row)
+        self.monitor.see(row)
         return row
 
     @property
@@ -185,36 +194,6 @@ class Trainer:
         """The learning rate of the last step, one for each member where there are several."""
         rates = self.backend.host(self.update.rate)[:, 0].tolist()
         return rates if self.network.K > 1 else rates[0]
-
-    @property
-    def monitor(self) -> str:
-        """The metric that says which epoch is best."""
-        if self.train.early_stopping and self.train.early_stopping.monitor:
-            return self.train.early_stopping.monitor
-        return "validation_loss" if "validation" in self.data.splits else "train_loss"
-
-    @property
-    def _sign(self) -> int:
-        """-1 where less of the monitored metric is better, else 1."""
-        return -1 if self.monitor.endswith(("loss", "error")) else 1
-
-    def _monitored(self, row: Row) -> Any:
-        if self.monitor not in row:
-            raise ConfigError(f"train.early_stopping.monitor: {self.monitor!r} is none of {', '.join(row)}")
-        return row[self.monitor]
-
-    def _note_best(self, row: Row) -> None:
-        value = float(np.mean(np.asarray(self._monitored(row), float)))
-        sign = self._sign
-        least = self.train.early_stopping.min_delta if self.train.early_stopping else 0.0
-        if not self.best or math.isnan(self.best["value"]) or sign * (value - self.best["value"]) > least:
-            self.best = {"value": value, "epoch": self.epoch}
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether early stopping says that waiting longer is of no use."""
-        stopping = self.train.early_stopping
-        return bool(stopping and self.best and self.epoch - self.best["epoch"] >= stopping.patience)
 
     def evaluate(self, split: str | Split = "test") -> Row:
         """The loss and metrics on a split of the data, by name, or on other rows."""
@@ -244,15 +223,22 @@ class Trainer:
         finally:
             w[...] = kept
 
-    def _not_finite(self, plan: Plan) -> NumericalError:
-        """Names the first layer, in forward order, whose outputs are not finite."""
-        slots = [("the input", plan.x), *plan.outputs]
-        bad = (path for path, slot in slots if not np.isfinite(self.backend.host(slot.value)).all())
+    def _not_finite(self, plan: Plan, last: int) -> NumericalError:
+        """Names the step, and the first layer, in forward order, whose outputs are not finite.
+
+        Where the loss is not looked at in every step, later ones have spoiled all layers: only the steps are known.
+        """
+        first, which, where = self._probed + 1, f"at step {last}", ""
+        if first < last:
+            which = f"by step {last}: at one of the steps {first} to {last} "
+        else:
+            slots = [("the input", plan.x), *plan.outputs]
+            bad = (path for path, slot in slots if not np.isfinite(self.backend.host(slot.value)).all())
+            where = f"; the first values that are not finite leave {next(bad, 'the loss')}"
         rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(self.rate))
         return NumericalError(
-            f"training stopped at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}): the "
-            f"loss is not finite; the first values that are not finite leave {next(bad, 'the loss')}. The learning "
-            f"rate was {rates}: try a smaller one, or normalize the data. No checkpoint was written after it"
+            f"training stopped {which} (epoch {self.epoch + 1}): the loss is not finite{where}. The learning rate was "
+            f"{rates}: try a smaller one, or normalize the data. No checkpoint was written after it"
         )
 
     # What a checkpoint holds.
@@ -285,15 +271,15 @@ class Trainer:
                 content[f"{room}/{path}"] = view
                 if not np.isfinite(view).all():
                     raise NumericalError(
-                        f"{room}/{path} is not finite after step {self.step}; no checkpoint was written after it. "
-                        "Go on from the one before with a smaller learning rate"
+                        f"{room}/{path} is not finite after step {self.step}, with learning rate {self.rate}; no "
+                        "checkpoint was written after it. Go on from the one before with a smaller learning rate"
                     )
         content |= {f"optimizer/{name}": self.backend.host(array) for name, array in self.update.scalars.items()}
         content |= {f"preparation/{name}": array for name, array in self.data.preparation.arrays().items()}
         content |= {f"progress/tally/{name}": self.backend.host(tally) for name, tally in self.training.tallies.items()}
         content |= {f"progress/carried/{name}": self.backend.host(a) for name, a in self.carried.items()}
         content |= {f"progress/{name}": np.array(getattr(self, name), np.int64) for name in COUNTERS}
-        content["progress/best"] = np.array([self.best.get("value", math.nan), self.best.get("epoch", 0)])
+        content["progress/monitor"] = self.monitor.state()
         content["progress/seeds"] = np.array(self.seeds, np.int64)
         content["history"] = "".join(json.dumps(row) + "\n" for row in self.history).encode()
         return content
@@ -311,8 +297,8 @@ class Trainer:
             self.backend.stage(content[f"progress/carried/{name}"], array)
         for name in COUNTERS:
             setattr(self, name, int(content[f"progress/{name}"]))
-        value, epoch = content["progress/best"].tolist()
-        self.best = {"value": value, "epoch": int(epoch)} if epoch else {}
+        self.monitor.restore(content["progress/monitor"])
+        self._probed = self.step
         self.history = [json.loads(line) for line in bytes(content["history"]).decode().splitlines()]
         self.network.clock.fill(self.step)
 
@@ -321,10 +307,10 @@ class Trainer:
         own = ("params/", "state/", "optimizer/", "progress/tally/", "progress/carried/")
         content: dict[str, Any] = dict(population.content())
         self.restore({path: value[k : k + 1] if path.startswith(own) else value for path, value in content.items()})
-        self.history, self.best = [member_row(row, k) for row in population.history], {}
-        for row in self.history:  # the best epoch of the population is that of the mean
-            self.epoch = row["epoch"]
-            self._note_best(row)
+        self.history = [member_row(row, k) for row in population.history]
+        self.monitor.forget()  # the best epoch of the population is that of the mean
+        for row in self.history:
+            self.monitor.see(row)
 
     def text(self) -> str:
         """The config of this run: TOML that `gpbackprop train` reads."""
@@ -346,9 +332,6 @@ class Trainer:
         checkpoint.write(Path(path), self.content())
 
 
-COUNTERS = ("step", "epoch", "batch_in_epoch")
-
-
 def member_row(row: Row, k: int) -> Row:
     """Member `k` of a row of a population's history."""
     lists = isinstance(row["train_loss"], list)  # one network has none
@@ -358,6 +341,8 @@ def member_row(row: Row, k: int) -> Row:
 class Hook:
     """Called by `fit` after each step and each epoch."""
 
-    def on_step(self, trainer: Trainer) -> None: ...
+    def on_step(self, trainer: Trainer) -> None:
+        """After each update; `trainer.step` counts it already."""
 
-    def on_epoch(self, trainer: Trainer, row: Row) -> None: ...
+    def on_epoch(self, trainer: Trainer, row: Row) -> None:
+        """After each epoch's evaluation; `row` is the history's row with `seconds` and `samples_per_second`."""
