@@ -71,6 +71,11 @@ def test_an_option_is_its_formula(name):
             np.testing.assert_allclose(view[k], w[path], rtol=1e-12, atol=1e-14, err_msg=path)
 
 
+def test_a_gradient_within_its_bound_keeps_its_bits():
+    clipped, free = (steps_of(SGD(0.1, **options)).run(3) for options in ({"clip_norm": 50, "clip_value": 50}, {}))
+    assert all(clipped[path].tobytes() == free[path].tobytes() for path in free)
+
+
 def test_the_average_follows_the_weights():
     steps = steps_of(SGD(0.1, average=0.8))
     mean = {path: view.copy() for path, view in steps.w.items()}
@@ -279,6 +284,7 @@ def test_reduce_on_plateau_is_its_rule():
     assert s.factor(3, 9, (1.0, 0.8, 0.6)) == 1
     assert s.factor(4, 9, (1.0, 0.95, 0.95)) == 1  # two epochs without enough of a gain: still patient
     assert s.factor(4, 9, (1.0, 0.95, 0.95, 0.95)) == 0.5
+    assert s.factor(8, 9, (1.0, *7 * (0.95,))) == 0.5
     assert s.factor(9, 9, (1.0, *8 * (0.95,))) == 0.25  # two epochs of rest, three bad ones
     assert s.factor(99, 99, (1.0, *98 * (0.95,))) == 0.1
     assert s.factor(4, 9, (1.0, float("nan"), float("nan"), float("nan"))) == 0.5
@@ -304,4 +310,6 @@ def test_reduce_on_plateau_needs_no_early_stopping_and_watches_its_metric():
     train = {"early_stopping": {"patience": 5, "monitor": "validation_accuracy"}, "epochs": 6}
     run = iris(SGD(0.1, schedule=ReduceOnPlateau(patience=0)), **train)
     run.fit()
-    assert run._watched()[0] == tuple(-row["validation_accuracy"][0] for row in run.history)
+    assert run.monitor.past(run.history, run.network.K)[0] == tuple(
+        -row["validation_accuracy"][0] for row in run.history
+    )

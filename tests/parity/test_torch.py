@@ -442,14 +442,14 @@ def test_a_schedule_is_that_of_pytorch_at_each_epoch(cls):
 
 @pytest.mark.parametrize("options", [{}, {"patience": 1, "cooldown": 2}, {"gamma": 0.5, "threshold": 0.2}], ids=str)
 def test_reduce_on_plateau_sees_what_pytorch_sees(options):
-    schedule = ReduceOnPlateau(**{"patience": 3, "floor": 1e-3, **options})
+    schedule = ReduceOnPlateau(**{"patience": 3, "gamma": 0.7, "floor": 0.1, **options})
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=schedule.gamma, patience=schedule.patience, threshold=schedule.threshold,
         cooldown=schedule.cooldown, min_lr=schedule.floor, eps=0,
     )  # fmt: skip
     past = []
-    for value in np.random.default_rng(0).uniform(0, 1, 40) + np.linspace(2, 0, 40) ** 2:
+    for value in np.random.default_rng(0).uniform(0, 1, 40) + np.linspace(1, 0, 40) ** 4:
         past.append(float(value))
         theirs.step(past[-1])
         assert schedule.factor(0, 40, past) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12)
