@@ -120,7 +120,7 @@ class GroupNorm(Parametric):
 
     @classmethod
     def example(cls):
-        return cls(2), (3, 2, 4)
+        return cls(2), (3, 2, 8)
 
 
 @spec
@@ -138,7 +138,7 @@ class LayerNorm(Parametric):
 
     @classmethod
     def example(cls):
-        return cls(), (3, 4)
+        return cls(), (3, 6)
 
 
 @spec
