@@ -13,9 +13,9 @@ import numpy as np
 
 from gpbackprop.backend import Array
 from gpbackprop.backend.functions import sigmoid, softplus
-from gpbackprop.errors import ConfigError
+from gpbackprop.errors import ConfigError, UsageError
 from gpbackprop.plan import Plan, Slot, Target
-from gpbackprop.spec import Fraction, Positive, spec
+from gpbackprop.spec import Fraction, Positive, spec, type_name
 
 
 @spec
@@ -38,7 +38,15 @@ class Loss:
         return None
 
     def probabilities(self, y: np.ndarray) -> np.ndarray:
-        """What `predict --probabilities` prints for the outputs y: by default the outputs themselves."""
+        """The probability of each class for the outputs y (..., outputs), of the second class where there is one output.
+
+        Here the outputs themselves, as a last layer of sigmoids or softmax gives them. Raises UsageError for others.
+        """
+        if self.low < 0 or y.min(initial=0) < 0 or y.max(initial=0) > 1:
+            raise UsageError(
+                f"{type_name(type(self))} was trained on scores, which are no probabilities; leave --probabilities out, "
+                "or train with softmax_cross_entropy or binary_cross_entropy"
+            )
         return y
 
     @classmethod

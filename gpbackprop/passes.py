@@ -119,5 +119,5 @@ class Evaluation:
 
 
 def plain(value: np.ndarray) -> Any:
-    """The numbers as lists that JSON can hold: null for what is not a number."""
-    return np.where(np.isnan(value), np.array(None), value).tolist() if value.dtype.kind == "f" else value.tolist()
+    """The numbers as lists that JSON can hold: null for what is not finite."""
+    return np.where(~np.isfinite(value), np.array(None), value).tolist() if value.dtype.kind == "f" else value.tolist()

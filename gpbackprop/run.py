@@ -28,6 +28,7 @@ from gpbackprop.backend import Backend
 from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset
 from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
+from gpbackprop.lock import Lock
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
@@ -42,8 +43,8 @@ class Run:
     epochs are done or a signal asks it to stop, and returns the exit code.
     """
 
-    def __init__(self, path: Path, config: Config, trainer: Trainer):
-        self.path, self.config, self.trainer = path, config, trainer
+    def __init__(self, path: Path, config: Config, trainer: Trainer, lock: Lock):
+        self.path, self.config, self.trainer, self._lock = path, config, trainer, lock
 
     @classmethod
     def start(
@@ -55,11 +56,12 @@ class Run:
         trainer = config.trainer(device, data)  # before anything is written: most mistakes end here
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = Lock(path)
             (path / "config.toml").write_text(given, encoding="utf-8")
             _replace(path / "config.resolved.toml", config.text())  # last: it makes the directory a run
         except OSError as error:
             raise UsageError(f"{path}: the run directory cannot be made: {error.strerror or error}") from None
-        return cls(path, config, trainer)
+        return cls(path, config, trainer, lock)
 
     @classmethod
     def open(cls, path: Path, device: str | Backend = "auto", epochs: int | None = None) -> "Run":
@@ -68,10 +70,10 @@ class Run:
         `epochs` is a new number of epochs to end with; it goes into the resolved config, so that whoever resumes the
         run the next time means the same. Raises DataError where the data are not those that the run began with.
         """
-        config = stored_config(path)
+        config, lock = stored_config(path), Lock(path)
         if epochs is not None and epochs != config.train.epochs:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
-        run = cls(path, config, config.trainer(device))
+        run = cls(path, config, config.trainer(device), lock)
         data, known = run.trainer.data, read_facts(path).get("data_digest")
         if known not in (None, data.digest):
             raise DataError(
@@ -113,6 +115,7 @@ class Run:
         finally:
             session |= {"end": now(), "exit_code": code}
             self._write_facts(sessions)
+            self._lock.close()
         return code, outcome
 
     def member(self, k: int, path: Path) -> "Run":
@@ -138,6 +141,7 @@ class Run:
         _replace(alone.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         alone._write_facts(read_facts(self.path).get("sessions", []))
         Recorder(alone).save()
+        alone._lock.close()
         os.replace(temporary, path)
         alone.path = path
         return alone
@@ -200,8 +204,8 @@ class Recorder(Hook):
     def is_best(self) -> bool:
         """Whether the trainer stands at the end of its best epoch; the training loss does not say which that is."""
         trainer = self.trainer
-        says = not trainer.monitor.startswith("train_")
-        return says and trainer.best.get("epoch") == trainer.epoch and not trainer.batch_in_epoch
+        says = not trainer.monitor.column.startswith("train_")
+        return says and trainer.monitor.best_epoch == trainer.epoch > 0 and not trainer.batch_in_epoch
 
     def save(self) -> None:
         """Save the present step, unless it is saved already."""
@@ -209,8 +213,13 @@ class Recorder(Hook):
         if self.saved != trainer.step or not any(directory.glob("step-*.h5")):
             checkpoint.save(directory, trainer.step, trainer.content(), trainer.train.keep, warn=log.warning)
             self.saved = trainer.step
+            monitor = trainer.monitor
             if self.is_best:
-                checkpoint.mark_best(directory, trainer.step, {"metric": trainer.monitor, **trainer.best})
+                checkpoint.mark_best(
+                    directory,
+                    trainer.step,
+                    {"metric": monitor.column, "value": monitor.best, "epoch": monitor.best_epoch},
+                )
 
 
 def is_run(path: Path) -> bool:

@@ -16,10 +16,11 @@ PACKAGE = Path(gpbackprop.__file__).parent
 # From the ground up: a room imports rooms of the lines above its own line.
 HOUSE = [
     {"errors", "__version__"},  # floor 0
-    {"spec", "backend"},
+    {"spec", "backend", "lock"},
     {"plan", "initializers"},  # 1
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
-    {"settings", "passes"},  # 3
+    {"settings", "passes"},
+    {"monitor"},  # 3
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
     {"run", "tracing"},  # 5

@@ -98,7 +98,10 @@ class CudaBackend(Backend):
     def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
         """The strided batched product of each dtype, with the 1 and 0 that it reads through pointers."""
         blas = self.xp.cuda.cublas
-        calls: dict[Any, Any] = {np.dtype(np.float32): blas.sgemmStridedBatched, np.dtype(np.float64): blas.dgemmStridedBatched}
+        calls: dict[Any, Any] = {
+            np.dtype(np.float32): blas.sgemmStridedBatched,
+            np.dtype(np.float64): blas.dgemmStridedBatched,
+        }
         return {dtype: (call, np.ones((), dtype), np.zeros((), dtype)) for dtype, call in calls.items()}
 
     def _try_out(self) -> None:

@@ -37,7 +37,7 @@ def _facts(checkpoint, model, run: dict[str, Any]) -> dict[str, Any]:
     config, network, prep = model.config, model.network, model.preparation
     progress = checkpoint.arrays("progress")
     history = [json.loads(line) for line in checkpoint.text("history").splitlines()]
-    value, epoch = progress["best"].tolist()
+    value, epoch = progress["monitor"][:2].tolist()
     return {
         "checkpoint": str(checkpoint.path),
         "bytes": checkpoint.path.stat().st_size,

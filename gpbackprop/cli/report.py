@@ -24,13 +24,13 @@ def print_report(run: Run, outcome: Mapping[str, Any]) -> None:
     screen.result(metrics_table({split: outcome[split] for split in SPLITS if split in outcome}))
     if trainer.train.shuffle or trainer.batch_size < len(trainer.data.splits["train"]):
         screen.result("  (train: as it went, over the steps of the last epoch)")
-    if trainer.exhausted and trainer.epoch < trainer.epochs:
+    if trainer.monitor.exhausted and trainer.epoch < trainer.epochs:
         patience = trainer.train.early_stopping.patience  # type: ignore[union-attr]
-        screen.result(f"\nStopped early: {words(trainer.monitor)} has not improved for {patience} epochs.")
+        screen.result(f"\nStopped early: {words(trainer.monitor.column)} has not improved for {patience} epochs.")
     screen.result("\nmodel     " + _model(run))
     screen.result(f"evaluate  gpbackprop evaluate {path}")
     screen.result(f"predict   gpbackprop predict {path} FILE")
-    if not trainer.exhausted:
+    if not trainer.monitor.exhausted:
         screen.result(f"go on     gpbackprop resume {path} --epochs {trainer.epoch + trainer.train.epochs}")
 
 
@@ -42,9 +42,10 @@ def _model(run: Run) -> str:
         best = checkpoint.best(directory)
     except CheckpointError:
         best = None
-    if best is None or best == newest or trainer.monitor.startswith("train"):  # of the training loss it tells nothing
+    monitor = trainer.monitor
+    if best is None or best == newest or monitor.column.startswith("train"):  # the training loss tells nothing of it
         return str(newest)
-    value = f"{words(trainer.monitor)} {screen.number(trainer.best['value'])}, epoch {trainer.best['epoch']}"
+    value = f"{words(monitor.column)} {screen.number(monitor.best)}, epoch {monitor.best_epoch}"
     return f"{newest}\nbest      {best}  ({value}; --best takes it)"
 
 

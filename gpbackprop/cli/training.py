@@ -28,7 +28,7 @@ def run(run: Run, as_json: bool) -> int:
     """Train `run`, report, and return the exit code."""
     trainer, path = run.trainer, shlex.quote(str(run.path))
     log.debug("%s: %s", run.path, _facts(run))
-    if trainer.epoch >= trainer.train.epochs or trainer.exhausted:
+    if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted:
         log.info("%s is complete: %d epochs are done", run.path, trainer.epoch)
     elif trainer.step:
         log.info("%s: going on after step %d, in epoch %d", run.path, trainer.step, trainer.epoch + 1)
