@@ -7,13 +7,12 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from gpbackprop import initializers, metrics
 from gpbackprop import layers as _layers  # noqa: F401  finds every layer
 from gpbackprop.backend import Backend
 from gpbackprop.data import Data, Dataset, load
@@ -23,12 +22,9 @@ from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
 from gpbackprop.losses import Loss
 from gpbackprop.optim.base import Optimizer
-from gpbackprop.optim.schedules import Schedule
-from gpbackprop.settings import EarlyStopping, Train, render
-from gpbackprop.spec import Count, Text, Whole, family, one_of, spec, suggest, to_table
+from gpbackprop.settings import Train, render
+from gpbackprop.spec import Count, Seed, Text, mistakes, one_of, spec, suggest, to_table
 from gpbackprop.trainer import Trainer
-
-FAMILIES = (Layer, Loss, Optimizer, Schedule, initializers.Initializer, metrics.Metric)
 
 
 def _name(value: str) -> str:
@@ -47,7 +43,7 @@ class Config:
     optimizer: one_of(Optimizer)
     train: Train = Train()
     name: Annotated[Text, AfterValidator(_name)] = "run"
-    seed: Whole | tuple[Whole, ...] = 0
+    seed: Seed | tuple[Seed, ...] = 0
     population: Count = 1
 
     def __post_init__(self):
@@ -177,77 +173,20 @@ def _index(items: list, part: str, path: tuple[str, ...], setting: str) -> int:
 
 def _report(error: ValidationError, table: dict, text: str, origin: str, changed: list[tuple[str, ...]]) -> str:
     """One line for each mistake, in the order of the file."""
-    lines = _lines(text)
-    found: dict[tuple, list[str]] = {}
-    for item in error.errors(include_url=False):
-        path = _path(table, item)
-        found.setdefault(path, []).append(_message(item, table, path))
     rows = []
-    for path, messages in found.items():
-        if any(other[: len(path)] == path != other for other in found) and messages[0].startswith("found "):
-            continue  # of a list, its entries tell more
+    for path, message in mistakes(error, Config, table).items():
         key = tuple(map(str, path))
-        line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
-        typed = any(key[: len(c)] == c or (key not in lines and c[: len(key)] == key) for c in changed)
-        where = "command line" if typed else f"{origin}:{line}"
-        rows.append((line, f"{where}: {'.'.join(key) or 'config'}: {_joined(messages)}"))
+        line, where = _place(key, text, origin, changed)
+        rows.append((line, f"{where}: {'.'.join(key) or 'config'}: {message}"))
     return "\n".join(row for _, row in sorted(rows, key=lambda row: row[0]))
 
 
-def _joined(messages: list[str]) -> str:
-    """One message of those for the branches of a union: "found 'x', expected an integer or a list"."""
-    lead, expected = messages[0].partition(", expected ")[::2]
-    if not expected or not all(message.startswith(f"{lead}, expected ") for message in messages):
-        return " or ".join(dict.fromkeys(messages))
-    return f"{lead}, expected {' or '.join(dict.fromkeys(m.removeprefix(f'{lead}, expected ') for m in messages))}"
-
-
-def _path(table: Any, item: Mapping) -> tuple:
-    """The keys and indices of an error's place; pydantic's names of union branches are left out."""
-    path, spot = [], table
-    for i, part in enumerate(item["loc"]):
-        last = i == len(item["loc"]) - 1
-        if (isinstance(spot, Mapping) and part in spot) or (isinstance(spot, list) and part in range(len(spot))):
-            path.append(part)
-            spot = spot[part]
-        elif last and item["type"] in ("missing", "unexpected_keyword_argument"):
-            path.append(part)
-    return tuple(path)
-
-
-def _message(item: Mapping, table: dict, path: tuple) -> str:
-    kind, message = item["type"], item["msg"]
-    if kind == "missing":
-        return "is missing"
-    if kind == "unexpected_keyword_argument":
-        allowed = _allowed(table, path[:-1])
-        return f"unknown key{suggest(str(path[-1]), allowed)}; allowed: {', '.join(allowed)}"
-    if kind.startswith("spec_"):
-        return message
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    expected = message.replace("Input should be", "expected").replace("a valid tuple", "a list of them")
-    return f"found {item['input']!r}, {expected.replace('a valid integer', 'an integer').replace('a valid ', 'a ')}"
-
-
-def _allowed(table: dict, path: tuple) -> list[str]:
-    """The keys that the table at `path` may have."""
-    classes: dict[tuple, type] = {
-        (): Config,
-        ("data",): Data,
-        ("train",): Train,
-        ("train", "early_stopping"): EarlyStopping,
-    }
-    cls, spot = classes.get(path), table
-    for part in path:
-        spot = spot[part]
-    if cls:
-        return [field.name for field in dataclasses.fields(cls)]
-    name = spot.get("type") if isinstance(spot, Mapping) else spot
-    roots = {"model": Layer, "loss": Loss, "optimizer": Optimizer, "train": metrics.Metric}
-    first = Schedule if "schedule" in path else initializers.Initializer if "init" in path else roots[path[0]]
-    known = next((family(base)[name] for base in (first, *FAMILIES) if name in family(base)), None)
-    return ["type", *(field.name for field in dataclasses.fields(known))] if known else ["type"]
+def _place(key: tuple[str, ...], text: str, origin: str, changed: Sequence[tuple[str, ...]]) -> tuple[int, str]:
+    """The line of a key, or of the nearest table around it, and how it is called: "file:line" or "command line"."""
+    lines = _lines(text)
+    line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
+    typed = any(key[: len(c)] == c or (key not in lines and c[: len(key)] == key) for c in changed)
+    return line, "command line" if typed else f"{origin}:{line}"
 
 
 def _lines(text: str) -> dict[tuple[str, ...], int]:

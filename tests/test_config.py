@@ -104,7 +104,7 @@ def test_every_mistake_of_a_file_comes_in_one_report_in_the_order_of_its_lines()
         (("units = 3", "units = 3\ninit = { W = 'hee' }"), "15: model.1.init.W", "'hee'", "he"),
         (("units = 3", "units = 3\ninit = { W = [[1, 2], [3]] }"), "15: model.1.init.W", "", "rows of one length"),
         (('name = "small"', 'name = "a/b"'), "1: name", "'a/b'", "without slashes"),
-        (("seed = 1", "seed = [1, 2]"), "1: config", "2 entries", "population of 1"),
+        (("seed = 1", "seed = [1, 2]"), "2: seed", "2 entries", "population of 1"),
         (('type = "softmax_cross_entropy"', "x = 1"), "16: loss", "type", "softmax_cross_entropy"),
         (('[loss]\ntype = "softmax_cross_entropy"', ""), "1: loss", "", "is missing"),
         (('source = "iris"', "source = 3"), "5: data.source", "3", "a string"),

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 from battery import every, example
-from pydantic import ValidationError
 
 from gpbackprop.backend import random
-from gpbackprop.errors import ShapeError
+from gpbackprop.errors import ConfigError, ShapeError
 from gpbackprop.initializers import Constant, Given, Glorot, He, Initializer, LeCun, Normal, Orthogonal, Uniform, Zeros
 from gpbackprop.layers.dense import Dense
 
@@ -105,5 +104,5 @@ def test_a_field_takes_an_initializer_its_name_its_table_a_number_or_values():
     ],
 )
 def test_values_that_are_no_initializer_are_told(value, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Dense(2, init={"W": value})

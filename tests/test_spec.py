@@ -7,9 +7,9 @@ import pytest
 from battery import every, example
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from gpbackprop.errors import ConfigError
 from gpbackprop.initializers import Initializer
 from gpbackprop.layers.activation import LeakyRelu, Relu
 from gpbackprop.layers.base import Layer
@@ -125,10 +125,11 @@ def test_a_new_class_is_found_because_it_is_a_subclass():
 
 
 def errors(make):
-    """(path, message) of each error."""
-    with pytest.raises(ValidationError) as caught:
+    """(path, message) of each line of the error, which begins with the name of the class that was called."""
+    with pytest.raises(ConfigError) as caught:
         make()
-    return [(error["loc"], error["msg"]) for error in caught.value.errors()]
+    lines = [line.partition(": ")[2].partition(": ")[::2] for line in str(caught.value).splitlines()]
+    return [(tuple(int(part) if part.isdigit() else part for part in path.split(".")), said) for path, said in lines]
 
 
 @pytest.mark.parametrize(
@@ -161,20 +162,51 @@ def test_every_error_of_a_nested_table_comes_with_its_path():
     ]
     found = dict(errors(lambda: Chain(layers=table)))
     assert "greater than 0" in found["layers", 0, "units"]
-    assert "Field required" in found["layers", 1, "layers", 0, "units"]
-    assert "Unexpected keyword" in found["layers", 1, "layers", 0, "unit"]
+    assert "is missing" in found["layers", 1, "layers", 0, "units"]
+    assert "did you mean 'units'" in found["layers", 1, "layers", 0, "unit"]
     assert any(path[:3] == ("layers", 2, "branches") and path[-1] == "rate" for path in found)
     assert ("layers", 2, "combine") in found
-    assert "valid number" in found["layers", 3, "activation", "slope"]
+    assert "a number" in found["layers", 3, "activation", "slope"]
     assert ("layers", 4, "init", "W", "std") in found
-    assert "valid integer" in found["layers", 5, "units"]
-    assert "valid integer" in found["layers", 6, "units"]
+    assert "an integer" in found["layers", 5, "units"]
+    assert "an integer" in found["layers", 6, "units"]
 
 
 @pytest.mark.parametrize("cls", every(Layer))
 def test_an_unknown_key_is_refused_by_every_layer(cls):
     table = to_table(example(cls)[0]) | {"colour": "red"}
-    assert ("colour",) in [path for path, _ in errors(lambda: build(Layer, table))]
+    (said,) = [said for path, said in errors(lambda: Chain(table)) if path == ("layers", 0, "colour")]
+    assert "unknown key" in said
+    assert "allowed: type, " in said or said.endswith("allowed: type")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dense(0), "Dense: units: found 0, expected greater than 0"),
+        (lambda: Dense(), "Dense: units: is missing"),
+        (
+            lambda: Dense(3, unit=3),
+            "Dense: unit: unknown key (did you mean 'units'?); allowed: init, freeze, units, activation",
+        ),
+        (lambda: Dense(3, units=3), "Dense: units: is given twice, by position and by name"),
+        (lambda: Relu(3), "Relu: found 3, one value too many; in order it takes none"),
+        (lambda: Dense(3, {"type": "elu", "alfa": 1}), "Dense: activation.alfa: unknown key (did you mean 'alpha'?)"),
+        (lambda: Dense(3, freeze=("w",)), "Dense: no parameter 'w'"),
+        (lambda: SGD((0.1, -1.0)), "SGD: lr.1: found -1.0, expected greater than or equal to 0"),
+        (lambda: SGD("a", momentum=2.0), "SGD: lr: found 'a', expected a number or a list of them\nSGD: momentum: "),
+        (lambda: Chain("relu", "rellu"), "Chain: layers.1: unknown type 'rellu' (did you mean 'relu'?)"),
+        (lambda: Parallel("relu", [Relu(), "rellu"]), "Parallel: branches.1.1: unknown type 'rellu'"),
+        (lambda: Parallel("relu", combine="x"), "Parallel: combine: found 'x', expected 'concat' or 'sum'"),
+    ],
+)
+def test_a_direct_call_says_what_a_config_would(make, message):
+    for _ in range(2):  # the first call makes the validator, the second one uses it
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert str(caught.value).startswith(message)
+        assert "pydantic" not in str(caught.value)
+        assert caught.value.__suppress_context__
 
 
 def test_numbers_are_not_read_from_text_and_infinity_is_none():

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PlainValidator, model_validator
-from pydantic_core import ArgsKwargs
+from pydantic import PlainValidator
 
 from gpbackprop.backend import Array
 from gpbackprop.layers.activation import Tanh
@@ -37,14 +36,7 @@ class Group(Layer):
     """Takes its layers one after the other, `Chain(a, b)`, as the first field."""
 
     __abstract__ = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spread(cls, data: Any) -> Any:
-        if isinstance(data, ArgsKwargs) and data.args:
-            first = next(iter(cls.__dataclass_fields__))  # type: ignore[attr-defined]
-            return ArgsKwargs((), {**(data.kwargs or {}), first: data.args})
-        return data
+    __spread__ = True
 
 
 @spec
