@@ -2,8 +2,8 @@
 
     import gpbackprop as gp
     model = gp.Chain(gp.Dense(128, activation="relu"), gp.Dense(10))
-    trainer = gp.Trainer(model, gp.SoftmaxCrossEntropy(), gp.SGD(lr=0.05, momentum=0.9), gp.data.load("digits"),
-                         batch_size=64, seed=1)
+    data = gp.data.load("digits", validation=0.1, test=0.2)
+    trainer = gp.Trainer(model, gp.SoftmaxCrossEntropy(), gp.SGD(lr=0.05, momentum=0.9), data, batch_size=64, seed=1)
     trainer.fit(epochs=10)
     trainer.evaluate("test")
     trainer.save("digits.h5")

@@ -38,14 +38,14 @@ class Loss:
         return None
 
     def probabilities(self, y: np.ndarray) -> np.ndarray:
-        """The probability of each class for the outputs y (..., outputs), of the second class where there is one output.
+        """The probability of each class for the outputs y (..., outputs); of the second class where there is one.
 
         Here the outputs themselves, as a last layer of sigmoids or softmax gives them. Raises UsageError for others.
         """
         if self.low < 0 or y.min(initial=0) < 0 or y.max(initial=0) > 1:
             raise UsageError(
-                f"{type_name(type(self))} was trained on scores, which are no probabilities; leave --probabilities out, "
-                "or train with softmax_cross_entropy or binary_cross_entropy"
+                f"{type_name(type(self))} was trained on scores, which are no probabilities; leave --probabilities "
+                "out, or train with softmax_cross_entropy or binary_cross_entropy"
             )
         return y
 
@@ -111,6 +111,7 @@ class Loss:
             raise ConfigError(
                 f"loss: the model gives {outputs} outputs a row, the data has {target.classes} classes; "
                 f"give the last layer units = {target.classes}"
+                + ('; or, where whole numbers are amounts, data.task = "regression"' if outputs == 1 else "")
             )
         if target.value.size != plan.K * rows:
             raise ConfigError(

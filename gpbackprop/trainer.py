@@ -36,7 +36,8 @@ class Trainer:
     """Trains K networks of one architecture on a data set.
 
         model = Chain(Dense(128, activation="relu"), Dense(10))
-        trainer = Trainer(model, SoftmaxCrossEntropy(), SGD(0.05, momentum=0.9), data.load("digits"), batch_size=64)
+        digits = data.load("digits", validation=0.1, test=0.2)
+        trainer = Trainer(model, SoftmaxCrossEntropy(), SGD(0.05, momentum=0.9), digits, batch_size=64)
         trainer.fit(epochs=10); trainer.evaluate("test"); trainer.save("digits.h5")
 
     Further keywords are the fields of `Train`. `seed` may be a list with one seed for each member of the population;

@@ -1,18 +1,20 @@
 """--device, for all commands that compute."""
 
+from collections.abc import Callable
+
 from gpbackprop.backend import Backend, select
 from gpbackprop.errors import DeviceError
 from gpbackprop.run import log
 
 
-def choose(device: str) -> Backend:
+def choose(device: str, say: Callable[..., None] = log.info) -> Backend:
     """The backend of --device. `auto` says what it took, and why where that is not CUDA."""
     if device != "auto":
         return select(device)
     try:
         backend = select("cuda")
-        log.info("device %s: %s", backend.name, backend.description)
+        say("device %s: %s", backend.name, backend.description)
     except DeviceError as error:
         backend = select("cpu")
-        log.info("device cpu: auto found no CUDA (%s)", str(error).removeprefix("cuda: ").partition("; ")[0])
+        say("device cpu: auto found no CUDA (%s)", str(error).removeprefix("cuda: ").partition("; ")[0])
     return backend

@@ -30,8 +30,9 @@ def command(model, split, file, best, device, as_json):
     from gpbackprop.metrics import Confusion
     from gpbackprop.model import find, from_checkpoint
     from gpbackprop.passes import Evaluation
+    from gpbackprop.run import log
 
-    found = from_checkpoint(find(model, best), choose(device or "auto"))
+    found = from_checkpoint(find(model, best), choose(device or "auto", log.debug))
     if file:
         missing, dtype = found.config.data.missing, found.network.dtype
         name, rows = str(file), read_labelled(found.preparation, file, missing, dtype)

@@ -33,8 +33,9 @@ def command(model, input, output, probabilities, member, best, device):
     from gpbackprop.data import read_rows
     from gpbackprop.errors import UsageError
     from gpbackprop.model import find, from_checkpoint
+    from gpbackprop.run import log
 
-    found = from_checkpoint(find(model, best), choose(device or "auto"))
+    found = from_checkpoint(find(model, best), choose(device or "auto", log.debug))
     members = found.network.K
     if member is not None and not 0 <= member < members:
         raise UsageError(f"--member {member}: expected a number from 0 to {members - 1}, {found.path} has {members}")

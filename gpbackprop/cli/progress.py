@@ -62,7 +62,7 @@ class Bar(Lines):
         with screen.only_to_files():
             super().on_epoch(trainer, row)
         name, value = list(metrics(row).items())[-1]
-        self.bar.set_description(self._place(trainer), refresh=False)
+        self.bar.set_description_str(self._place(trainer), refresh=False)
         self.bar.set_postfix_str(f"{words(name)} {screen.number(value)}", refresh=False)
 
     def close(self) -> None:

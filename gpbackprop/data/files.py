@@ -18,7 +18,7 @@ def kind(path: Path) -> str:
     name = path.name.lower()
     if not path.is_file():
         found = "it is a directory" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path}: {found}; expected a data file (a relative path starts at the folder of the config)")
+        raise DataError(f"{path}: {found}; expected a data file")
     for ending, found in (
         ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".data"), "csv"),
         ((".npz",), "npz"),
