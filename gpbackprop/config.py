@@ -7,7 +7,8 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from gpbackprop import layers as _layers  # noqa: F401  finds every layer
 from gpbackprop.backend import Backend
 from gpbackprop.data import Data, Dataset, load
-from gpbackprop.data.catalog import CATALOG
-from gpbackprop.errors import ConfigError
+from gpbackprop.data.catalog import CATALOG, entry
+from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
 from gpbackprop.losses import Loss
@@ -47,10 +48,18 @@ class Config:
     population: Count = 1
 
     def __post_init__(self):
-        if not self.model:
-            raise ValueError("model: has no layers; add [[model]] tables")
+        found = [] if self.model else ["model: has no layers; add [[model]] tables"]
         if isinstance(self.seed, tuple) and len(self.seed) != self.population:
-            raise ValueError(f"seed: has {len(self.seed)} entries for a population of {self.population}")
+            found.append(f"seed: has {len(self.seed)} entries for a population of {self.population}")
+        elif not isinstance(self.seed, tuple) and self.seed + self.population > 2**63:
+            found.append(f"seed: found {self.seed}, the seeds of a population of {self.population} end above 2^63 - 1")
+        for field in dataclasses.fields(self.optimizer):  # a list of numbers has one for each member
+            value = getattr(self.optimizer, field.name)
+            numbers = isinstance(value, tuple) and value and isinstance(value[0], float | int)
+            if numbers and len(value) not in (1, self.population):
+                found.append(f"optimizer.{field.name}: has {len(value)} entries for a population of {self.population}")
+        if found:
+            raise ValueError("\n".join(found))
 
     def trainer(self, device: str | Backend = "auto", data: Dataset | None = None) -> Trainer:
         """The trainer of this run, on its own data unless others are given."""
@@ -93,6 +102,7 @@ def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | Non
 
     `base` is the folder that relative data paths start from. They become absolute, so that the resolved config means
     the same from everywhere; a path in a setting was typed on a command line and starts at the working directory.
+    Raises ConfigError with every mistake, DataError for a source that is no name of the catalog.
     """
     try:
         table = tomllib.loads(text)
@@ -111,12 +121,43 @@ def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | Non
     paths = {key: getattr(config.data, key) for key in keys if isinstance(getattr(config.data, key), str)}
     source = config.data.source
     if source in CATALOG or (source == Path(source).stem and not (base / source).exists()):
-        del paths["source"]  # a name of the catalog, or a misspelt one
+        del paths["source"]
+        try:
+            entry(source)
+        except DataError as error:
+            raise DataError(f"{_place(('data', 'source'), text, origin, changed)[1]}: data.source: {error}") from None
     folders = {key: Path() if ("data", key) in changed else base for key in paths}
     absolute: dict[str, Any] = {
         key: os.path.abspath(folders[key] / Path(path).expanduser()) for key, path in paths.items()
     }
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
+
+
+@contextmanager
+def placed(text: str, origin: str, settings: Sequence[str] = ()) -> Iterator[None]:
+    """A ConfigError from inside that begins with a path of the config comes out with the line of `text` before it.
+
+    Which lists and shapes fit is seen when the data are read and the network is built, long after the text.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        message = str(error)
+        key = _key(message.partition(":")[0].partition(" = ")[0])
+        if key is None:
+            raise
+        changed = [tuple(setting.partition("=")[0].strip().split(".")) for setting in settings]
+        raise type(error)(f"{_place(key, text, origin, changed)[1]}: {message}") from None
+
+
+def _key(lead: str) -> tuple[str, ...] | None:
+    """The path in a config that an error begins with: "loss.class_weights", or "2-residual/0-dense/W" of a layer."""
+    if re.match(r"\d+-\w+", lead):
+        first, *inside = lead.split("/")
+        deeper = (("layers", part.partition("-")[0]) if "-" in part else ("init", part) for part in inside)
+        return ("model", first.partition("-")[0], *(part for pair in deeper for part in pair))
+    key = tuple(lead.split("."))
+    return key if key[0] in (field.name for field in dataclasses.fields(Config)) else None
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpbackprop.config import Config, differences, parse, read
+from gpbackprop.config import Config, differences, parse, placed, read
 from gpbackprop.data import Data
-from gpbackprop.errors import ConfigError
+from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.initializers import He, Normal, Orthogonal
 from gpbackprop.layers.activation import Elu, LeakyRelu, Relu, Tanh
 from gpbackprop.layers.combine import Parallel, Residual
@@ -119,6 +119,59 @@ def test_a_mistake_is_told_with_line_path_what_was_found_and_what_is_expected(ch
     assert "Value error" not in line
 
 
+def test_lists_that_do_not_fit_the_population_come_together_each_with_its_line():
+    text = GOOD.replace("seed = 1", "seed = [1]\npopulation = 2").replace(
+        "lr = 0.05", "lr = [1, 2, 3]\nmomentum = [0.9]"
+    )
+    assert report(text.replace("0.9", "0.9, 0, 0")) == [
+        "c.toml:2: seed: has 1 entries for a population of 2",
+        "c.toml:22: optimizer.lr: has 3 entries for a population of 2",
+        "c.toml:23: optimizer.momentum: has 3 entries for a population of 2",
+    ]
+    one = parse(text.replace("[1]", "[1, 4]").replace("[1, 2, 3]", "[1, 2]"), "c.toml")  # one number holds for all
+    assert (one.seed, one.optimizer.momentum) == ((1, 4), (0.9,))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("lr = 0.05", "lr = 0.05\nfreeze = ['2-dense/*']"), "c.toml:22: optimizer.freeze: '2-dense/*' matches no"),
+        (("[optimizer]", "class_weights = [1.0]\n\n[optimizer]"), "c.toml:19: loss.class_weights: has 1 entries"),
+        (("units = 3", "units = 3\ninit = { W = [[1.0]] }"), "c.toml:15: 1-dense/W: the given values have shape"),
+        (("units = 3", "units = 3\n[model.init]\nb = [1.0]\n"), "c.toml:16: 1-dense/b: the given values have shape"),
+        (("units = 3", "units = 4"), "c.toml:16: loss: the model gives 4 outputs a row"),
+        (("[loss]", "[[model]]\ntype = 'residual'\nlayers = ['relu', {type = 'dense', units = 2}]\n\n[loss]"),
+         "c.toml:16: 2-residual: wants inner layers that keep the shape"),
+        (('"iris"', '"iris"\nshape = [3, 3]'), "c.toml:6: data.shape = [3, 3]: 9 values"),
+    ],
+)  # fmt: skip
+def test_what_is_seen_when_the_network_is_built_is_told_with_its_line_too(change, said):
+    text = GOOD.replace(*change)
+    config = parse(text, "c.toml")
+    with pytest.raises(ConfigError) as error, placed(text, "c.toml"):
+        config.trainer("cpu")
+    assert str(error.value).startswith(said)
+
+
+def test_a_setting_is_told_as_the_place_of_what_is_seen_late_and_other_errors_stay_as_they_are():
+    setting = "loss.class_weights=[1.0]"
+    with (
+        pytest.raises(ConfigError, match=r"^command line: loss\.class_weights: has 1"),
+        placed(GOOD, "c.toml", [setting]),
+    ):
+        parse(GOOD, "c.toml", [setting]).trainer("cpu")
+    with pytest.raises(ConfigError, match=r"^the tolerance is 3"), placed(GOOD, "c.toml"):
+        raise ConfigError("the tolerance is 3: too much")
+
+
+def test_a_misspelt_source_is_told_with_its_line(tmp_path):
+    (tmp_path / "c.toml").write_text(GOOD.replace("iris", "iriss"))
+    with pytest.raises(DataError, match=r"c\.toml:5: data\.source: .*did you mean 'iris'"):
+        read(tmp_path / "c.toml")
+    with pytest.raises(DataError, match=r"^command line: data\.source: .*did you mean 'wine'"):
+        read(tmp_path / "c.toml", ["data.source=wines"])
+
+
 def test_lines_are_found_in_inline_quoted_and_dotted_keys():
     text = (
         GOOD.replace("[optimizer]\n", "")
@@ -192,13 +245,18 @@ def test_the_last_of_two_settings_holds():
         ("model.2.units=3", "entries 0 to 1"),
         ("model.x.units=3", "entries 0 to 1"),
         ("seed.x=3", "not a table"),
+        ("seed=[1]", "seed: has 1 entries for a population of 2"),
+        ("seed=9223372036854775808", "expected less than or equal to 9223372036854775807"),
+        ("seed=9223372036854775807", "end above 2^63 - 1"),
+        ("data.seed=9223372036854775808", "expected less than or equal to 9223372036854775807"),
+        ("optimizer.lr=[0.1, 0.2, 0.3]", "optimizer.lr: has 3 entries for a population of 2"),
         ("trian.epochs=3", "did you mean 'train'"),
         ("train.epochs=x", "train.epochs: found 'x', expected an integer"),
         ("model.0.units=-1", "model.0.units"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_told_as_one(setting, said):
-    (line,) = report(GOOD, setting)
+    (line,) = report("population = 2\n" + GOOD, setting)
     assert said in line
     assert line.startswith(("--set", "command line:"))
 
@@ -264,22 +322,24 @@ trainings = made(
     metrics=st.sampled_from([None, (), (Accuracy(), TopK(2))]),
     early_stopping=st.sampled_from([None, EarlyStopping(3), EarlyStopping(5, min_delta=0.1, monitor="train_loss")]),
 )
-configs = made(
-    Config,
-    data=sources,
-    model=st.lists(layers, min_size=1, max_size=3).map(tuple),
-    loss=losses,
-    optimizer=made(
-        SGD,
-        st.one_of(positive, st.lists(positive, min_size=1, max_size=3).map(tuple)),
-        schedules,
-        momentum=st.floats(0, 0.99),
-        nesterov=st.booleans(),
-    ),
-    train=trainings,
-    name=st.text(st.characters(exclude_characters="/\\.", exclude_categories=["C"]), min_size=1),
-    seed=seeds,
-    population=st.integers(1, 9),
+configs = st.integers(1, 9).flatmap(
+    lambda members: made(
+        Config,
+        data=sources,
+        model=st.lists(layers, min_size=1, max_size=3).map(tuple),
+        loss=losses,
+        optimizer=made(
+            SGD,
+            st.one_of(positive, st.lists(positive, min_size=members, max_size=members).map(tuple)),
+            schedules,
+            momentum=st.floats(0, 0.99),
+            nesterov=st.booleans(),
+        ),
+        train=trainings,
+        name=st.text(st.characters(exclude_characters="/\\.", exclude_categories=["C"]), min_size=1),
+        seed=seeds,
+        population=st.just(members),
+    )
 )
 
 

@@ -39,7 +39,7 @@ def command(config, device, epochs, seed, population, settings, run_dir, resume,
     screen.listen(screen.verbosity)
     from gpbackprop.cli import training
     from gpbackprop.cli.device import choose
-    from gpbackprop.config import differences, parse, read_text
+    from gpbackprop.config import differences, parse, placed, read_text
     from gpbackprop.errors import ConfigError
     from gpbackprop.run import Run, fresh_directory, is_run, stored_config
 
@@ -49,7 +49,8 @@ def command(config, device, epochs, seed, population, settings, run_dir, resume,
     wanted = parse(given, str(config), settings, config.parent)
     path = run_dir or fresh_directory(wanted.name)
     if not (resume and is_run(path)):
-        return training.run(Run.start(path, wanted, given, choose(device or "auto")), as_json)
+        with placed(given, str(config), settings):
+            return training.run(Run.start(path, wanted, given, choose(device or "auto")), as_json)
     changed = [line for line in differences(wanted, stored_config(path)) if not line.startswith("train.epochs:")]
     if changed:
         raise ConfigError(
