@@ -94,4 +94,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_NAMES, *_classes()})
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*own, *_MODULES, *_NAMES, *_classes()})

@@ -18,6 +18,7 @@ class Initializer:
     """A distribution over arrays."""
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """A float64 array of `shape`, drawn from `rng` alone. Raises ShapeError for a shape that it cannot fill."""
         raise NotImplementedError
 
     @classmethod
@@ -79,6 +80,7 @@ class Scaled(Initializer):
     gain: Positive = 1.0
 
     def fan(self, inputs: int, outputs: int) -> float:
+        """The fan that the variance is divided by, from fan_in and fan_out."""
         raise NotImplementedError
 
     def draw(self, rng, shape):
@@ -110,6 +112,8 @@ class He(Scaled):
 @spec
 class LeCun(Scaled):
     """Variance gain^2 / fan_in (Y. LeCun et al., "Efficient BackProp", 1998)."""
+
+    __type__ = "lecun"
 
     def fan(self, inputs, outputs):
         return inputs

@@ -258,6 +258,8 @@ def test_a_screen_without_unicode_gets_an_ascii_curve(here):
         (3, ["data.source=nowhere.csv"], "nowhere.csv"),
         (3, ["data.source=irsi"], "did you mean 'iris'"),
         (6, ["optimizer.lr=1e38"], "learning rate"),
+        (2, ["optimizer.lr=1e300"], "command line: optimizer.lr: found 1e+300, which is too large for float32"),
+        (2, ["seed=9223372036854775808"], "command line: seed: found 9223372036854775808"),
         (7, ["model.0.units=1000000000000"], "out of memory"),
     ],
 )
@@ -551,6 +553,14 @@ def test_init_writes_a_config_that_trains_and_writes_over_nothing(tmp_path):
     assert (tmp_path / "mazur.toml").read_text() == "mine"
     gpbackprop("init", "mazur", "--force", cwd=tmp_path)
     assert (tmp_path / "mazur.toml").read_text() != "mine"
+
+
+def test_init_writes_to_stdout_for_a_dash(tmp_path):
+    said = gpbackprop("init", "xor", "--output", "-", cwd=tmp_path).stdout
+    gpbackprop("init", "xor", cwd=tmp_path)
+    assert said == (tmp_path / "xor.toml").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["xor.toml"]
+    assert "mazur.csv" in gpbackprop("init", "mazur", "--output", "-", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

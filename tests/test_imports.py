@@ -104,3 +104,10 @@ def test_help_and_version_come_without_the_heavy_packages(option):
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
     assert "gpbackprop" in imported
     assert not imported & {"numpy", "h5py", "pydantic", "cupy"}
+
+
+def test_dir_lists_the_names_of_the_package_and_nothing_that_it_imports():
+    names = {name for name in dir(gpbackprop) if not name.startswith("__")}
+    assert {"Dense", "Trainer", "SGD", "SoftmaxCrossEntropy", "data", "load"} <= names
+    assert not names & {"Any", "TYPE_CHECKING", "importlib"}
+    assert not [name for name in names if name.startswith("_")]

@@ -263,3 +263,9 @@ def test_a_schedule_is_named_in_the_optimizer():
     assert SGD(0.1, schedule="cosine").schedule == Cosine()
     table = {"type": "warmup", "epochs": 2, "then": {"type": "step", "every": 3}}
     assert SGD(0.1, schedule=table).schedule == Warmup(2, then=Step(3))
+
+
+def test_a_number_too_large_for_the_dtype_is_told():
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: found 1e\+300, which is too large for float32"):
+        Steps(SGD((0.1, 1e300)), dtype="f4")
+    Steps(SGD(1e300), dtype="f8")

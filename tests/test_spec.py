@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from gpbackprop.errors import ConfigError
-from gpbackprop.initializers import Initializer
+from gpbackprop.initializers import Initializer, LeCun
 from gpbackprop.layers.activation import LeakyRelu, Relu
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain, Parallel, Residual
@@ -40,6 +40,11 @@ FAMILIES = {base.__name__: base for base in (Layer, Loss, Optimizer, Schedule, I
 )
 def test_the_type_of_a_class_is_its_name_in_snake_case(name, expected):
     assert type_name(type(name, (), {})) == expected
+
+
+def test_a_class_may_say_its_type_itself():
+    assert build(Initializer, "lecun") == LeCun()
+    assert to_table(LeCun())["type"] == "lecun"
 
 
 @pytest.mark.parametrize("base", FAMILIES.values(), ids=FAMILIES)

@@ -10,7 +10,9 @@ from gpbackprop.cli import screen
 
 @click.command(short_help="Write a commented config to start from.")
 @click.argument("name", required=False)
-@click.option("--output", type=click.Path(path_type=Path), help="The file to write; NAME.toml by default.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The file to write, - for stdout; NAME.toml by default."
+)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @screen.verbosity_options
 def command(name, output, force):
@@ -25,6 +27,11 @@ def command(name, output, force):
         from gpbackprop.cli.group import hint
 
         raise click.UsageError(f"no config {name!r}{hint(name, list(found))}")
+    if str(output) == "-":
+        screen.result(found[name].read_text(encoding="utf-8").rstrip("\n"))
+        for other in [path.name for path in _folder().glob(f"{name}.*") if path != found[name]]:
+            screen.note(f"it reads {other}, which `gpbackprop init {name}` writes beside it")
+        return
     target = output or Path(f"{name}.toml")
     files = {found[name]: target}
     files |= {other: target.parent / other.name for other in _folder().glob(f"{name}.*") if other != found[name]}

@@ -96,12 +96,16 @@ class Binding:
     def column(self, name: str, of: Callable[[np.ndarray], Any] = lambda value: value, dtype: Any = None) -> Array:
         """A hyper-parameter, or a function of it computed in float64, as an array (K, 1).
 
-        It is one number for all members, or a list with one for each. Raises ConfigError for a list of a wrong length.
+        It is one number for all members, or a list with one for each. Raises ConfigError for a list of a wrong length,
+        and for a number that is an infinity in the network's dtype.
         """
         values = np.atleast_1d(np.asarray(getattr(self.optimizer, name), np.float64))
         if len(values) not in (1, self.network.K):
             raise ConfigError(f"optimizer.{name}: has {len(values)} entries for a population of {self.network.K}")
-        columns = np.broadcast_to(of(values), self.network.K)[:, None].astype(dtype or self.network.dtype)
+        with np.errstate(over="ignore"):
+            columns = np.broadcast_to(of(values), self.network.K)[:, None].astype(dtype or self.network.dtype)
+        if not np.isfinite(columns).all():
+            raise ConfigError(f"optimizer.{name}: found {values.max():g}, which is too large for {columns.dtype}")
         return self.network.backend.array(columns)
 
     def on_matrices(self, column: Array) -> Array:
