@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpbackprop.config import Config, differences, parse, placed, read
-from gpbackprop.data import Data
+from gpbackprop.data import Data, load
 from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.initializers import He, Normal, Orthogonal
 from gpbackprop.layers.activation import Elu, LeakyRelu, Relu, Tanh
-from gpbackprop.layers.combine import Parallel, Residual
+from gpbackprop.layers.combine import Chain, Parallel, Residual
 from gpbackprop.layers.dense import Dense
 from gpbackprop.layers.dropout import Dropout
 from gpbackprop.losses import BinaryCrossEntropy, Huber, SoftmaxCrossEntropy
@@ -21,6 +21,7 @@ from gpbackprop.metrics import Accuracy, TopK
 from gpbackprop.optim.schedules import Constant, Cosine, Step, Warmup
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.settings import EarlyStopping, Train
+from gpbackprop.trainer import Trainer
 
 GOOD = """\
 name = "small"
@@ -162,6 +163,13 @@ def test_a_setting_is_told_as_the_place_of_what_is_seen_late_and_other_errors_st
         parse(GOOD, "c.toml", [setting]).trainer("cpu")
     with pytest.raises(ConfigError, match=r"^the tolerance is 3"), placed(GOOD, "c.toml"):
         raise ConfigError("the tolerance is 3: too much")
+
+
+@pytest.mark.parametrize(("seed", "population"), [(2**63, 1), (2**63 - 1, 2), (-1, 1), ((0, 2**63), 2)])
+def test_a_seed_that_no_checkpoint_can_store_is_refused_by_the_trainer_too(seed, population):
+    config = parse(GOOD, "c.toml")
+    with pytest.raises(ConfigError, match=r"seed: found .* expected 0 to 9223372036854775807"):
+        Trainer(Chain(*config.model), config.loss, config.optimizer, load("iris"), seed=seed, population=population)
 
 
 def test_a_misspelt_source_is_told_with_its_line(tmp_path):

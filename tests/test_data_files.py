@@ -305,6 +305,47 @@ def test_arrays_with_text_labels_weights_rows_and_several_targets(tmp_path):
     assert train(line).inputs.shape == (4, 1)
 
 
+@pytest.mark.parametrize("name", ["rows.npz", "rows.h5"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, bool])
+def test_one_hot_rows_are_classes_unless_a_regression_is_asked_for(tmp_path, name, dtype):
+    labels = np.array([2, 0, 1, 2])
+    path = save(tmp_path / name, x=X, y=np.eye(4)[labels].astype(dtype))
+    for task in ("auto", "classification"):
+        dataset = load(path, task=task)
+        assert dataset.preparation.classes == ("0", "1", "2", "3")
+        np.testing.assert_array_equal(dataset.splits["train"].targets, labels)
+        np.testing.assert_array_equal(data.read_labelled(dataset.preparation, path).targets, labels)
+    assert load(path, task="regression").splits["train"].targets.shape == (4, 4)
+    numbers = save(tmp_path / "numbers.npz", x=X, y=np.array([0, 2, 3, 2]))
+    np.testing.assert_array_equal(data.read_labelled(dataset.preparation, numbers).targets, [0, 2, 3, 2])
+
+
+@pytest.mark.parametrize("row", [[0, 0], [1, 1], [0.5, 0.5], [2, -1]])
+def test_rows_that_are_not_one_hot_stay_numbers_and_are_no_classes(tmp_path, row):
+    path = save(tmp_path / "rows.npz", x=X, y=np.array([[1, 0], [0, 1], row, [1, 0]], float))
+    assert load(path).preparation.classes == ()
+    with pytest.raises(DataError, match="or one-hot rows"):
+        load(path, task="classification")
+
+
+def test_several_columns_of_a_csv_are_one_hot_classes_where_a_classification_is_asked_for(write):
+    path = write("x,cat,dog\n1,1,0\n2,0,1\n3,0,1\n")
+    assert load(path, target=("cat", "dog")).preparation.classes == ()
+    dataset = load(path, target=("cat", "dog"), task="classification")
+    assert dataset.preparation.classes == ("cat", "dog")
+    np.testing.assert_array_equal(dataset.splits["train"].targets, [0, 1, 1])
+    np.testing.assert_array_equal(data.read_labelled(dataset.preparation, path).targets, [0, 1, 1])
+
+
+def test_what_was_loaded_names_its_files_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npz", "b.npz"):
+        save(tmp_path / name, x=X, y=Y)
+    source = load("a.npz", validation="b.npz").source
+    assert (source.source, source.validation) == (str(tmp_path / "a.npz"), str(tmp_path / "b.npz"))
+    assert load("iris").source.source == "iris"
+
+
 def test_a_csv_of_numbers_serves_a_model_that_was_trained_on_arrays(tmp_path, write):
     preparation = load(save(tmp_path / "rows.npz", x=X, y=Y)).preparation
     np.testing.assert_array_equal(data.read_inputs(preparation, write("1,2,3\n4,5,6\n")), [[1, 2, 3], [4, 5, 6]])

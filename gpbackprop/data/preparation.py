@@ -194,9 +194,18 @@ def as_number(word: str) -> float | None:
         return None
 
 
+def is_one_hot(targets: Any) -> bool:
+    """Whether targets (N, O) of two columns or more have a single 1 in each row, and 0 beside it."""
+    if isinstance(targets, Words) or targets.ndim != 2 or targets.shape[1] < 2:
+        return False
+    return bool((((targets == 0) | (targets == 1)).all(axis=1) & (targets.sum(axis=1) == 1)).all())
+
+
 def class_numbers(classes: tuple[str, ...], raw: Raw) -> np.ndarray:
-    """The class number (N,) of the target of each row, by name or, where all names are numbers, by value."""
+    """The class number (N,) of the target of each row, by name, by value where all names are numbers, or one-hot."""
     targets = raw.targets
+    if is_one_hot(targets) and targets.shape[1] == len(classes):
+        return np.argmax(targets, axis=1)
     if not isinstance(targets, Words):
         if targets.shape[1] != 1:
             raise DataError(

@@ -1,6 +1,7 @@
 """The [data] table of a config, and the data set it stands for."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,13 +20,14 @@ from gpbackprop.data.preparation import (
     as_number,
     check_finite,
     class_numbers,
+    is_one_hot,
     missing_error,
 )
 from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
 from gpbackprop.data.table import Raw, Words, as_table, as_targets, missing
 from gpbackprop.errors import ConfigError, DataError
-from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Text, Whole, spec
+from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, spec
 
 Name = Text | Annotated[int, Field(strict=True)]
 
@@ -39,7 +41,8 @@ class Data:
                 NPZ and HDF5: the array (y or targets); IDX: the file of labels (found by its name)
     inputs      CSV: the input columns; by default all but target and weight
     weight      a column or array with a weight for each row
-    task        "auto": text, few whole numbers, or an array of integers are classes; other numbers a regression
+    task        "auto": text, few whole numbers, an array of integers, or an array of one-hot rows (a single 1 among 0)
+                are classes, the last named "0", "1", ... by column; other numbers a regression
     validation  a fraction of the rows, or a file; test: the same, by default the test rows that the source comes with
     normalize   "standard" (mean 0, deviation 1 over the training rows), "minmax" (0..1) or "none"
     missing     "error", "drop" the row, or fill in the "mean", in a column of text the most frequent category, of the
@@ -65,7 +68,7 @@ class Data:
     normalize_targets: Literal["standard", "none"] = "none"
     missing: Literal["error", "drop", "mean"] = "error"
     shape: Literal["flat", "stored"] | Annotated[tuple[Count, ...], Field(min_length=1)] = "flat"
-    seed: Whole = 0
+    seed: Seed = 0
     rows: Count | None = None
     noise: NonNegative | None = None
     header: Literal["auto"] | Flag = "auto"
@@ -128,7 +131,15 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
                 f"{name}: {split.targets.shape[1]} targets a row, but the training rows have {targets.shape[1]}"
             )
     name = known.name if known else Path(data.source).name.split(".")[0]
-    return Dataset(name, splits, preparation, digest(splits), data)
+    return Dataset(name, splits, preparation, digest(splits), _anchored(data, folder, known is None))
+
+
+def _anchored(data: Data, folder: Path, from_file: bool) -> Data:
+    """`data` with absolute paths, which mean the same from every directory."""
+    keys = [*(["source"] if from_file else []), "validation", "test"]
+    paths = {key: path for key in keys if isinstance(path := getattr(data, key), str)}
+    absolute: dict[str, Any] = {key: os.path.abspath(folder / Path(path).expanduser()) for key, path in paths.items()}
+    return dataclasses.replace(data, **absolute)
 
 
 def read_inputs(preparation: Preparation, path: str | Path, dtype: Any = "float32") -> np.ndarray:
@@ -260,12 +271,19 @@ def _classes(task: str, raw: Raw) -> tuple[str, ...]:
         return raw.inputs.words
     if targets is None:
         raise DataError(f"{raw.where}: no targets; expected an array y or targets, or name it with `target` in [data]")
-    if task == "regression" or (task == "auto" and not isinstance(targets, Words)):
+    if task == "regression":
+        return ()
+    if raw.kind != "series" and is_one_hot(targets) and (task == "classification" or raw.lines is None):
+        return raw.target_names if len(raw.target_names) > 1 else tuple(map(str, range(targets.shape[1])))
+    if task == "auto" and not isinstance(targets, Words):
         return ()
     if not isinstance(targets, Words):
         found = np.unique(targets)
         if targets.shape[1] != 1 or not np.array_equal(found, np.round(found)):
-            raise DataError(f'{raw.where}: task = "classification" needs one whole number or name a row as its label')
+            raise DataError(
+                f'{raw.where}: task = "classification" needs one whole number or name a row as its label, '
+                "or one-hot rows"
+            )
         words = [f"{v:.0f}" for v in found]
     else:
         words = [targets.words[code] for code in np.unique(targets.codes[targets.codes >= 0])]
