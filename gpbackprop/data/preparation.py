@@ -294,8 +294,11 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         if name not in ("shift", "scale") and (a.ndim != 1 or classes or a.shape != numbers["target_shift"].shape):
             raise ValueError(f"{name} of a preparation does not fit its targets")
     target = tuple(_list(text["target"], "target", str))
-    more = {name: text[name] for name in ("kind", "horizon")}
-    return Preparation(columns, target, text["weight"], text["header"], classes, shape, **numbers, **more)
+    kind, horizon, found = text["kind"], text["horizon"], numbers.get
+    return Preparation(
+        columns, target, text["weight"], text["header"], classes, shape, numbers["shift"], numbers["scale"],
+        found("target_shift"), found("target_scale"), kind, horizon,
+    )  # fmt: skip
 
 
 def _list(value, name: str, kind: type) -> list:

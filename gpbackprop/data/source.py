@@ -11,21 +11,19 @@ from pydantic import Field
 from gpbackprop.backend import random
 from gpbackprop.data import files
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
+from gpbackprop.data.decisions import class_names, normalised, row_shape, usable
 from gpbackprop.data.generated import GENERATED, generate
 from gpbackprop.data.idx import read as read_idx
-from gpbackprop.data.moments import filled_columns, moments
+from gpbackprop.data.moments import filled_columns
 from gpbackprop.data.preparation import (
     Preparation,
     as_dtype,
-    as_number,
     check_finite,
     class_numbers,
-    is_one_hot,
-    missing_error,
 )
 from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
-from gpbackprop.data.table import Raw, Words, as_table, as_targets, missing
+from gpbackprop.data.table import Raw, Words, as_table, as_targets
 from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, spec
 
@@ -36,7 +34,9 @@ Name = Text | Annotated[int, Field(strict=True)]
 class Data:
     """Where the rows come from and how they are prepared.
 
-    source      a name of the catalog, or a file .csv .npz .h5 .idx(.gz); a relative path starts at the config's folder
+    source      a name of the catalog, or a file .csv .npz .h5 .idx(.gz); a relative path starts at the config's folder.
+                An array `lengths` beside x says that its rows are sequences (T, features), padded at the end: then y
+                has a target for each row or for each step. A .txt with `window` is a text, a class for each character
     target      CSV: the column, by name or position (-1 is the last, the default), or several for a regression;
                 NPZ and HDF5: the array (y or targets); IDX: the file of labels (found by its name)
     inputs      CSV: the input columns; by default all but target and weight
@@ -87,8 +87,8 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     folder = Path(base or ".")
     known, parts = _read(data, folder)
     parts = {name: _as_series(part, data) for name, part in parts.items()}
-    raw = _usable(parts["train"], data.missing)
-    classes = _classes(data.task, raw)
+    raw = usable(parts["train"], data.missing)
+    classes = class_names(data.task, raw)
     if classes and data.normalize_targets != "none":
         raise ConfigError(f"data.normalize_targets = {data.normalize_targets!r}: the targets are classes, not numbers")
     fractions, window = _fractions(data, "test" in parts), data.window or 0
@@ -110,14 +110,15 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     stored = (known.stored if known else ()) or ((size,) if columns else shape)
     preparation = Preparation(
         columns, raw.target_names, data.weight, raw.header, classes,
-        _row_shape(data.shape, size, stored, raw, window), np.zeros(1), np.ones(1),
+        row_shape(data.shape, size, stored, raw, window), np.zeros(1), np.ones(1),
         kind=raw.kind, horizon=data.horizon or 1,
     )  # fmt: skip
     whole = _split(preparation, raw, dtype)
     x, targets = whole.inputs, whole.targets
     if known and known.pixels:
         x = x.astype(np.uint8, copy=False)
-    preparation = _normalised(preparation, data, x, targets, rows["train"], raw.lengths)
+    how = (data.normalize, data.normalize_targets)
+    preparation = normalised(preparation, how, x, targets, rows["train"], raw.lengths)
 
     splits = {name: dataclasses.replace(whole, inputs=x, index=index) for name, index in rows.items()}
     if "test" in parts and data.test is None:
@@ -241,124 +242,6 @@ def _as_series(raw: Raw, data: Data) -> Raw:
     return dataclasses.replace(raw, targets=targets, kind="series")
 
 
-def _usable(raw: Raw, policy: str) -> Raw:
-    """`raw` without the rows that lack a value ("drop"), or as it is; raises DataError for the first one ("error")."""
-    if policy == "mean" or raw.kind == "text":
-        return raw
-    cells = {**raw.inputs} if isinstance(raw.inputs, dict) else {}
-    gone = np.zeros(len(raw), bool)
-    if raw.targets is not None:
-        y = raw.targets
-        cells |= {", ".join(raw.target_names): y if isinstance(y, Words) else np.sum(y, axis=1)}
-    if raw.weights is not None:
-        cells["weight"] = raw.weights
-    if not isinstance(raw.inputs, dict) and raw.inputs.dtype != np.uint8 and policy == "drop":
-        gone |= np.isnan(raw.inputs).any(axis=tuple(range(1, raw.inputs.ndim)))
-    for name, column in cells.items():
-        lacks = missing(column)
-        if policy == "error" and lacks.any():
-            raise missing_error(raw, int(np.argmax(lacks)), name)
-        gone |= lacks
-    if gone.all():
-        raise DataError(f'{raw.where}: every row lacks a value, `missing = "drop"` leaves none; see which column it is')
-    return raw.take(~gone) if gone.any() else raw
-
-
-def _classes(task: str, raw: Raw) -> tuple[str, ...]:
-    """The names of the classes in their order (by value where all are numbers), or () for a regression."""
-    targets = raw.targets
-    if raw.kind == "text":
-        return raw.inputs.words
-    if targets is None:
-        raise DataError(f"{raw.where}: no targets; expected an array y or targets, or name it with `target` in [data]")
-    if task == "regression":
-        return ()
-    if raw.kind != "series" and is_one_hot(targets) and (task == "classification" or raw.lines is None):
-        return raw.target_names if len(raw.target_names) > 1 else tuple(map(str, range(targets.shape[1])))
-    if task == "auto" and not isinstance(targets, Words):
-        return ()
-    if not isinstance(targets, Words):
-        found = np.unique(targets)
-        if targets.shape[1] != 1 or not np.array_equal(found, np.round(found)):
-            raise DataError(
-                f'{raw.where}: task = "classification" needs one whole number or name a row as its label, '
-                "or one-hot rows"
-            )
-        words = [f"{v:.0f}" for v in found]
-    else:
-        words = [targets.words[code] for code in np.unique(targets.codes[targets.codes >= 0])]
-    values = {word: as_number(word) for word in words}
-    texts = [word for word, value in values.items() if value is None]
-    if task == "auto" and texts and isinstance(targets, Words) and 2 * len(texts) < len(words):
-        row = int(np.argmax(targets.codes == targets.words.index(texts[0])))
-        raise DataError(
-            f"{raw.place(row)}, target {raw.target_names[0]!r}: {texts[0]!r} is not a number, but most targets are; "
-            'correct it, or say `task = "classification"` if they are names'
-        )
-    if not texts:
-        whole = all(value == round(value) for value in values.values() if value is not None and np.isfinite(value))
-        unique: dict[float, str] = {}
-        for word in words:
-            unique.setdefault(float(word), word)  # "1" and "1.0" are one class
-        few = whole and len(unique) <= 20 and 2 * len(unique) <= len(raw)
-        if task == "auto" and not few and raw.lines is not None:
-            return ()
-        classes = tuple(unique[value] for value in sorted(unique))
-    else:
-        classes = tuple(sorted(words))
-    if len(classes) < 2:
-        raise DataError(
-            f"{raw.where}: all rows have the class {', '.join(classes)!r}; expected at least two classes. "
-            'Is `target` the right column? For a regression say `task = "regression"`'
-        )
-    return classes
-
-
-def _row_shape(shape, size: int, stored: tuple[int, ...], raw: Raw, window: int) -> tuple[int, ...]:
-    if raw.kind != "rows":
-        if shape not in ("flat", "stored"):
-            raise ConfigError(f"data.shape = {list(shape)}: the rows of {raw.where} are sequences, which keep theirs")
-        return (window, size) if raw.kind == "series" else tuple(stored)
-    if shape == "flat":
-        return (size,)
-    if shape == "stored":
-        return tuple(stored)
-    if int(np.prod(shape)) != size:
-        raise ConfigError(
-            f"data.shape = {list(shape)}: {int(np.prod(shape))} values, but a row of {raw.where} has {size}"
-        )
-    return tuple(shape)
-
-
-def _steps(a: np.ndarray, rows: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
-    """The valid steps (M, features) of the rows of a (N, T, ...)."""
-    steps = a[rows].reshape(-1, *(a.shape[2:] or (1,)))
-    return steps if lengths is None else steps[(np.arange(a.shape[1]) < lengths[rows][:, None]).reshape(-1)]
-
-
-def _normalised(preparation: Preparation, data: Data, x, targets, rows, lengths) -> Preparation:
-    """The preparation with the shift and scale of the training rows; one-hot columns stay 0 and 1."""
-    if preparation.kind == "text":
-        return preparation
-    if preparation.kind != "rows":  # all steps alike
-        steps = _steps(x, rows, lengths)
-        shift, scale = moments(steps, np.arange(len(steps)), data.normalize)
-    else:
-        shift, scale = moments(x, rows, data.normalize)
-    one_hot = [bool(column.categories) for column in preparation.columns for _ in range(column.width)]
-    if any(one_hot):
-        keep = np.reshape(one_hot, preparation.row_shape[preparation.kind == "series" :])
-        shift, scale = np.where(keep, 0.0, shift), np.where(keep, 1.0, scale)
-    found = dataclasses.replace(preparation, shift=shift, scale=scale)
-    if data.normalize_targets == "standard":
-        if targets.ndim > 2:
-            targets = _steps(targets, rows, lengths)
-            rows = np.arange(len(targets))
-        target_shift, target_scale = moments(targets, rows, "standard")
-        found = dataclasses.replace(found, target_shift=target_shift, target_scale=target_scale)
-    return found
-
-
 def _weights(raw: Raw, dtype: Any) -> np.ndarray | None:
     if raw.weights is None:
         return None
@@ -373,7 +256,7 @@ def _weights(raw: Raw, dtype: Any) -> np.ndarray | None:
 def _whole(preparation: Preparation, raw: Raw, policy: str, dtype: Any) -> Split:
     """All rows of `raw` as a split."""
     if policy == "drop":
-        raw = _usable(raw, policy)
+        raw = usable(raw, policy)
     split, shift = _split(preparation, raw, dtype), preparation.target_shift
     if shift is not None and split.targets.shape[-1] != len(shift):
         raise DataError(

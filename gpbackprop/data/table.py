@@ -1,5 +1,6 @@
 """What a reader hands over: the columns of a source as they were read, nothing dropped, filled or scaled."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -68,8 +69,8 @@ class Raw:
 
 def missing(column: Cells) -> np.ndarray:
     """The mask of the rows of a column whose value is missing."""
-    found = column.codes < 0 if isinstance(column, Words) else np.isnan(column)
-    return found.any(axis=tuple(range(1, found.ndim)))
+    found = np.asarray(column.codes < 0 if isinstance(column, Words) else np.isnan(column))
+    return np.asarray(found.reshape(len(found), math.prod(found.shape[1:])).any(axis=1))
 
 
 def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:

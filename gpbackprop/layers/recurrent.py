@@ -23,8 +23,8 @@ from gpbackprop.spec import Count, Flag, spec
 class Ends:
     """Which steps lie beyond the end of their row, (K, T, B, 1): `past` is true there, `gone` 1 and `valid` 0."""
 
-    def __init__(self, plan: Plan, steps: int):
-        xp, batch, lengths = plan.xp, plan.batch, plan.lengths.reshape(plan.K, 1, plan.batch, 1)
+    def __init__(self, plan: Plan, steps: int, lengths: Array):
+        xp, batch, lengths = plan.xp, plan.batch, lengths.reshape(plan.K, 1, plan.batch, 1)
         self.past = plan.scratch((steps, batch, 1), np.bool_)
         self.valid, self.gone = (plan.scratch((steps, batch, 1)) for _ in range(2))
         step = plan.constant(np.arange(steps).reshape(1, steps, 1, 1))
@@ -50,7 +50,7 @@ class Walk:
         self.Z = self.dU = plan.scratch((steps, plan.batch, gates * units))
         self.z = self.du = self.visit(self.Z)
         self.H, self.h = self.states()
-        self.past: list[Array] | None = None
+        self.past: list[Array] = []
         if ends:
             self.past, self.valid, self.gone = map(self.visit, (ends.past, ends.valid, ends.gone))
         if plan.training:
@@ -99,7 +99,7 @@ class Recurrent(Parametric):
     """
 
     __abstract__ = True
-    parameters = ("W", "U", "b")
+    parameters: ClassVar[tuple[str, ...]] = ("W", "U", "b")
     gates: ClassVar[int] = 1
     direct: ClassVar[bool] = False
     units: Count
@@ -127,7 +127,7 @@ class Recurrent(Parametric):
         plan.expect(
             plan.lengths is None or steps == wanted, f"the {wanted} steps of a row", steps, "its lengths count those"
         )
-        ends = None if plan.lengths is None else Ends(plan, steps)
+        ends = None if plan.lengths is None else Ends(plan, steps, plan.lengths)
         slot = time_major(plan, x)
         for i in range(self.layers):
             with plan.scope(f"layer-{i}") if self.layers > 1 else nullcontext():
@@ -223,13 +223,13 @@ class Recurrent(Parametric):
 def time_major(plan: Plan, x: Slot) -> Slot:
     """A copy of x (B, T, n) as (T, B, n), or back."""
     y = plan.slot((x.shape[1], x.shape[0], x.shape[2]))
-    turned, turned_grad = (None if a is None else a.swapaxes(1, 2) for a in (x.value, x.grad))
+    turned: list[Array] = [None if a is None else a.swapaxes(1, 2) for a in (x.value, x.grad)]
 
     def forward():
-        y.value[...] = turned
+        y.value[...] = turned[0]
 
     def backward():
-        turned_grad[...] = y.grad
+        turned[1][...] = y.grad
 
     plan.step(forward, backward if x.grad is not None else None)
     return y if x.grad is not None else Slot(y.value, None)
