@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpbackprop.data.moments import moments
-from gpbackprop.data.preparation import Preparation, as_number, missing_error
+from gpbackprop.data.preparation import Preparation, as_number, is_one_hot, missing_error
 from gpbackprop.data.table import Raw, Words, missing
 from gpbackprop.errors import ConfigError, DataError
 
@@ -41,12 +41,19 @@ def class_names(task: str, raw: Raw) -> tuple[str, ...]:
         return raw.inputs.words
     if targets is None:
         raise DataError(f"{raw.where}: no targets; expected an array y or targets, or name it with `target` in [data]")
-    if task == "regression" or (task == "auto" and not isinstance(targets, Words)):
+    if task == "regression":
+        return ()
+    if raw.kind != "series" and is_one_hot(targets) and (task == "classification" or raw.lines is None):
+        return raw.target_names if len(raw.target_names) > 1 else tuple(map(str, range(targets.shape[1])))
+    if task == "auto" and not isinstance(targets, Words):
         return ()
     if not isinstance(targets, Words):
         found = np.unique(targets)
         if targets.shape[1] != 1 or not np.array_equal(found, np.round(found)):
-            raise DataError(f'{raw.where}: task = "classification" needs one whole number or name a row as its label')
+            raise DataError(
+                f'{raw.where}: task = "classification" needs one whole number or name a row as its label, '
+                "or one-hot rows"
+            )
         words = [f"{v:.0f}" for v in found]
     else:
         words = [targets.words[code] for code in np.unique(targets.codes[targets.codes >= 0])]
