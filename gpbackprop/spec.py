@@ -42,13 +42,14 @@ def spec(cls: type[T]) -> type[T]:
     """
 
     def __init__(self, *args, **given):  # noqa: N807
-        args = (args,) if args and getattr(self, "__spread__", False) else args
+        called: Any = type(self)
+        args = (args,) if args and getattr(called, "__spread__", False) else args
         try:
-            _validator(type(self)).validate_python(ArgsKwargs(args, given), self_instance=self)
+            _validator(called).validate_python(ArgsKwargs(args, given), self_instance=self)
         except ValidationError as error:
-            table = dict(zip(_in_order(type(self)), args, strict=False)) | given
-            rows = mistakes(error, type(self), table).items()
-            told = (": ".join([type(self).__name__, *filter(None, [".".join(map(str, p))]), what]) for p, what in rows)
+            table = dict(zip(_in_order(called), args, strict=False)) | given
+            rows = mistakes(error, called, table).items()
+            told = (": ".join([called.__name__, *filter(None, [".".join(map(str, p))]), what]) for p, what in rows)
             raise ConfigError("\n".join(told)) from None
 
     made: Any = dataclasses.dataclass(frozen=True)(cls)
