@@ -20,7 +20,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "backend": "backend", "checkpoint": "checkpoint", "config": "config", "data": "data", "errors": "errors",
     "initializers": "initializers", "losses": "losses", "metrics": "metrics", "plan": "plan", "run": "run",
-    "schedules": "optim.schedules", "layers": "layers", "optim": "optim", "trainer": "trainer",
+    "gradcheck": "gradcheck", "schedules": "optim.schedules", "tracing": "tracing",
+    "layers": "layers", "optim": "optim", "trainer": "trainer",
 }  # fmt: skip
 _NAMES = {
     "Config": "config", "Hook": "trainer", "Model": "model", "Run": "run", "Trainer": "trainer", "load": "model",
@@ -46,12 +47,16 @@ if TYPE_CHECKING:
     from gpbackprop.config import Config
     from gpbackprop.data import Data
     from gpbackprop.layers.activation import *
+    from gpbackprop.layers.attention import *
     from gpbackprop.layers.combine import *
     from gpbackprop.layers.conv import *
     from gpbackprop.layers.dense import *
     from gpbackprop.layers.dropout import *
+    from gpbackprop.layers.embedding import *
+    from gpbackprop.layers.gated import *
     from gpbackprop.layers.norm import *
     from gpbackprop.layers.pool import *
+    from gpbackprop.layers.recurrent import *
     from gpbackprop.layers.shape import *
     from gpbackprop.losses import *
     from gpbackprop.model import Model, load
