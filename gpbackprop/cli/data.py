@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from gpbackprop.cli import options, screen
+from gpbackprop.cli.group import Suggesting
 
 
-@click.group("data", short_help="The data sets that have a name.")
+@click.group("data", cls=Suggesting, short_help="The data sets that have a name.")
 def command():
     """The data sets that have a name, ready for `source = "NAME"` in a config."""
 

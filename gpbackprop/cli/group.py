@@ -22,8 +22,18 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
-    """A group that imports a command's file when the command is called, and knows what was meant by a misspelt one."""
+class Suggesting(click.Group):
+    """A group that knows what was meant by a misspelt command."""
+
+    def resolve_command(self, ctx, args):
+        known = self.list_commands(ctx)
+        if args[0] not in known and not ctx.resilient_parsing:  # a shell that completes wants no error
+            raise click.UsageError(f"no command {args[0]!r}{hint(args[0], known)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Suggesting):
+    """The commands by name; a command's file is imported when it is called."""
 
     def list_commands(self, ctx):
         return list(COMMANDS)
@@ -34,11 +44,6 @@ class Commands(click.Group):
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(self, ctx, args):
-        if args[0] not in COMMANDS and not ctx.resilient_parsing:  # a shell that completes wants no error
-            raise click.UsageError(f"no command {args[0]!r}{hint(args[0], list(COMMANDS))}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 def hint(word: str, words: list[str]) -> str:
