@@ -18,7 +18,7 @@ import battery  # noqa: E402
 import pytest  # noqa: E402
 
 from gpbackprop.losses import Loss  # noqa: E402
-from gpbackprop.optim.base import Optimizer  # noqa: E402
+from gpbackprop.optim.rule import GradientRule  # noqa: E402
 
 if find_spec("torch"):
     import test_torch as parity
@@ -61,7 +61,7 @@ for case in battery.every(Loss):
         lambda loss=loss: loss_gradient(loss),
         lambda dtype, loss=loss: parity.loss_difference(loss, dtype),
     )  # fmt: skip
-for case in battery.every(Optimizer):
+for case in battery.every(GradientRule):  # tests/test_searches.py holds those that search to their own rules
     for optimizer in (
         battery.example(case.values[0]),
         *(parity.OPTIONS.get(case.id, []) if find_spec("torch") else []),
