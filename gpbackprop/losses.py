@@ -84,7 +84,7 @@ class Loss:
                 xp.maximum(mass, tiny, out=scale)  # rows that all weigh nothing teach nothing
                 xp.divide(weight, scale, out=scale)
             elif weight is not None:
-                scale[...] = weight
+                xp.copyto(scale, weight)
             xp.multiply(y.grad, scale, out=y.grad)
 
         tiny = float(np.finfo(plan.dtype).tiny)
@@ -144,7 +144,7 @@ class Loss:
 
         def weigh():
             if table is None:
-                by_row[...] = row_weight
+                xp.copyto(by_row, row_weight)
                 return
             gather(table, labels, weight)
             if row_weight is not None:

@@ -151,15 +151,15 @@ class R2(Metric):
         error, first, second, mass = add("error", b), add("t", b), add("t2", b), add("mass", b)
 
         def forward():
-            a[...] = t
+            xp.copyto(a, t)
             xp.subtract(a, y.value, out=b)
             xp.multiply(b, b, out=b)
             error()
-            b[...] = a
+            xp.copyto(b, a)
             first()
             xp.multiply(a, a, out=b)
             second()
-            b.fill(1)
+            xp.copyto(b, 1)
             mass()
 
         plan.step(forward, None)

@@ -70,11 +70,11 @@ def uniform(xp, out, bits, index, key, step) -> None:
     xp.multiply(step, 0x9E3779B9, out=per_member)
     xp.add(per_member, k0, out=per_member)
     mix(xp, per_member, spare)
-    spare[...] = per_member
+    xp.copyto(spare, per_member)
     xp.bitwise_xor(spare, index, out=h)
     mix(xp, h, t)
     xp.add(h, k1, out=h)
     mix(xp, h, t)
     xp.right_shift(h, 8, out=h)
-    out[...] = h
+    xp.copyto(out, h)
     xp.multiply(out, 2.0**-24, out=out)

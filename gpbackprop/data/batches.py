@@ -61,7 +61,7 @@ def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any 
     def read(index: Array) -> None:
         gather(table, index, raw)
         if raw is not out:
-            out[...] = raw
+            xp.copyto(out, raw)
         if shift is not None:
             xp.subtract(out, shift, out=out)
         if scale is not None:
@@ -73,10 +73,9 @@ def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any 
 def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
     """The rows of an epoch: index arrays (full batches, K, batch) and (K, rest), a function of (seed, epoch)."""
     n, full = len(split), len(split) // batch
+    rows = np.broadcast_to(split.index, (len(seeds), n))
     if shuffle:
-        rows = np.stack([split.index[random.permutation(n, seed, epoch)] for seed in seeds])
-    else:
-        rows = np.broadcast_to(split.index, (len(seeds), n))
+        rows = np.stack([own[random.permutation(n, seed, epoch)] for own, seed in zip(rows, seeds, strict=True)])
     whole = rows[:, : full * batch].reshape(len(seeds), full, batch).swapaxes(0, 1)
     return np.ascontiguousarray(whole), np.ascontiguousarray(rows[:, full * batch :])
 

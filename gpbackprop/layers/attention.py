@@ -46,9 +46,9 @@ class SelfAttention(Parametric):
             gemm(x_rows.value, W.value, qkv.value)
             xp.add(qkv.value, b.value, out=qkv.value)
             for part, view in zip((q, k, v), views, strict=True):
-                part.value[...] = view.value
+                xp.copyto(part.value, view.value)
             look()
-            out_view.value[...] = out.value
+            xp.copyto(out_view.value, out.value)
             gemm(o.value, Wo.value, y.value)
             xp.add(y.value, bo.value, out=y.value)
 
@@ -56,10 +56,10 @@ class SelfAttention(Parametric):
             gemm(o.transposed, y.grad, Wo.grad)
             gemm(ones, y.grad, bo.grad)
             gemm(y.grad, Wo.transposed, o.grad)
-            out.grad[...] = out_view.grad
+            xp.copyto(out.grad, out_view.grad)
             look_back()
             for part, view in zip((q, k, v), views, strict=True):
-                view.grad[...] = part.grad
+                xp.copyto(view.grad, part.grad)
             gemm(x_rows.transposed, qkv.grad, W.grad)
             gemm(ones, qkv.grad, b.grad)
             if x.grad is not None:

@@ -95,14 +95,17 @@ def _branch(value: Any) -> Layer:
 
 @spec
 class Parallel(Group):
-    """y = [f_1(x), f_2(x), ...] joined along the last axis, or their sum;  dx = sum_i (df_i/dx)^T dy_i"""
+    """y = [f_1(x), f_2(x), ...] joined along the last axis, or their sum, or their product, element by element
+
+    dx = sum_i (df_i/dx)^T dy_i,  where dy_i is its part of dy, or dy itself, or dy prod_{j != i} f_j(x)
+    """
 
     branches: tuple[Annotated[Layer, PlainValidator(_branch)], ...]
-    combine: Literal["concat", "sum"] = "concat"
+    combine: Literal["concat", "sum", "product"] = "concat"
 
     if TYPE_CHECKING:
 
-        def __init__(self, *branches: Layer, combine: Literal["concat", "sum"] = "concat"): ...
+        def __init__(self, *branches: Layer, combine: Literal["concat", "sum", "product"] = "concat"): ...
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         xp, forks = plan.xp, [fork(plan, x) for _ in self.branches]
@@ -111,7 +114,7 @@ class Parallel(Group):
         dx: Array = x.grad
 
         def join():
-            dx[...] = forks[0].grad
+            xp.copyto(dx, forks[0].grad)
             for branch in forks[1:]:
                 xp.add(dx, branch.grad, out=dx)
 
@@ -121,22 +124,47 @@ class Parallel(Group):
             with plan.scope(f"{i}-{type_name(type(branch))}"):
                 outs.append(branch.trace(plan, x_i))
         shapes = [out.shape for out in outs]
-        return self._sum(plan, outs, shapes) if self.combine == "sum" else self._concat(plan, outs, shapes)
+        if self.combine == "concat":
+            return self._concat(plan, outs, shapes)
+        plan.expect(len(set(shapes)) == 1, f"branches of one shape for their {self.combine}", shapes)
+        return self._sum(plan, outs) if self.combine == "sum" else self._product(plan, outs)
 
-    def _sum(self, plan, outs, shapes):
-        xp = plan.xp
-        plan.expect(len(set(shapes)) == 1, "branches of one shape to sum", shapes)
-        y = plan.slot(shapes[0])
+    def _sum(self, plan, outs):
+        xp, y = plan.xp, plan.slot(outs[0].shape)
 
         def forward():
-            y.value[...] = outs[0].value
+            xp.copyto(y.value, outs[0].value)
             for out in outs[1:]:
                 xp.add(y.value, out.value, out=y.value)
 
         def backward():
             for out in outs:
                 if out.grad is not None:
-                    out.grad[...] = y.grad
+                    xp.copyto(out.grad, y.grad)
+
+        plan.step(forward, backward)
+        return y
+
+    def _product(self, plan, outs):
+        """The others of branch i are those before it times those after it: nothing is divided by f_i, which may be 0."""
+        xp, y = plan.xp, plan.slot(outs[0].shape)
+        inner = [plan.scratch(y.shape) for _ in outs[1:-1]]
+        upto = [outs[0].value, *inner, y.value]  # upto[i] = f_0 ... f_i
+        after = plan.scratch(y.shape)  # dy f_(i+1) ... f_(n-1)
+
+        def forward():
+            xp.copyto(y.value, outs[0].value)
+            for i in range(1, len(outs)):
+                xp.multiply(upto[i - 1], outs[i].value, out=upto[i])
+
+        def backward():
+            xp.copyto(after, y.grad)
+            for i in range(len(outs) - 1, 0, -1):
+                if outs[i].grad is not None:
+                    xp.multiply(upto[i - 1], after, out=outs[i].grad)
+                xp.multiply(after, outs[i].value, out=after)
+            if outs[0].grad is not None:
+                xp.copyto(outs[0].grad, after)
 
         plan.step(forward, backward)
         return y
@@ -150,12 +178,12 @@ class Parallel(Group):
 
         def forward():
             for out, part in zip(outs, values, strict=True):
-                part[...] = out.value
+                plan.xp.copyto(part, out.value)
 
         def backward():
             for out, part in zip(outs, grads, strict=True):
                 if out.grad is not None:
-                    out.grad[...] = part
+                    plan.xp.copyto(out.grad, part)
 
         plan.step(forward, backward)
         return y

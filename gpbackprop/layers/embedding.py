@@ -36,7 +36,7 @@ class Embedding(Parametric):
 
         def forward():
             xp.clip(x.value, 0, self.vocabulary - 1, out=inside)
-            index[...] = inside
+            xp.copyto(index, inside, casting="unsafe")
             for k in range(K):
                 gather(W.value[k], symbols[k], flat.value[k])
 
@@ -50,12 +50,12 @@ class Embedding(Parametric):
             xp.exp2(top, out=top)
             xp.multiply(flat.grad, top, out=whole)
             xp.rint(whole, out=whole)
-            sums.fill(0)
+            xp.copyto(sums, 0)
             for k in range(K):
                 scatter_add(sums[k], symbols[k], whole[k])
             xp.divide(sums, top, out=W.grad)
             if x.grad is not None:
-                x.grad.fill(0)
+                xp.copyto(x.grad, 0)
 
         plan.step(forward, backward)
         return y

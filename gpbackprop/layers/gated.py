@@ -32,7 +32,7 @@ class LSTM(Recurrent):
 
         def forward(s):
             if s == 0:
-                c[0][...] = 0 if carry is None else carry
+                xp.copyto(c[0], 0 if carry is None else carry)
             gemm(h[s], U.value, product)
             xp.add(z[s], recurrent, out=gates[s])
             sigmoid(xp, sigmoids[s], sigmoids[s])
@@ -46,7 +46,7 @@ class LSTM(Recurrent):
             xp.tanh(c[s + 1], out=tanh_c[s])
             xp.multiply(o[s], tanh_c[s], out=h[s + 1])
             if s == last and carry is not None:
-                carry[...] = c[s + 1]
+                xp.copyto(carry, c[s + 1])
 
         if not plan.training:
             return forward, None
@@ -60,7 +60,7 @@ class LSTM(Recurrent):
             xp.multiply(t, o[s], out=t)
             xp.multiply(t, dh, out=t)
             if s == last:
-                dc[...] = t
+                xp.copyto(dc, t)
             else:
                 xp.add(dc, t, out=dc)
             xp.multiply(dc, g[s], out=di)
@@ -73,7 +73,7 @@ class LSTM(Recurrent):
             xp.multiply(t, i[s], out=t)
             xp.multiply(t, dc, out=dg)
             xp.multiply(dc, f[s], out=dc)
-            z[s][...] = d
+            xp.copyto(z[s], d)
 
         return forward, backward
 
@@ -135,8 +135,8 @@ class GRU(Recurrent):
             xp.subtract(1, gates[s], out=slope)
             xp.multiply(slope, gates[s], out=slope)
             xp.multiply(dgates, slope, out=dgates)
-            x[s][...] = d
-            dU[s][:, :2] = dgates
+            xp.copyto(x[s], d)
+            xp.copyto(dU[s][:, :2], dgates)
             xp.multiply(dn, r[s], out=dU[s][:, 2])
             xp.multiply(dh, z[s], out=dh)
 

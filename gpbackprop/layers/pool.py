@@ -61,7 +61,7 @@ class MaxPool2d(Pool):
         inputs = [(y.value[o], x.value[i]) for o, i in places]
 
         def forward():
-            y.value.fill(-np.inf)
+            xp.copyto(y.value, -np.inf)
             for out, seen in inputs:
                 xp.maximum(out, seen, out=out)
 
@@ -71,8 +71,8 @@ class MaxPool2d(Pool):
         routes = [(y.value[o], x.value[i], x.grad[i], t[o], left[o]) for o, i in places]
 
         def backward():
-            left[...] = y.grad
-            x.grad.fill(0)
+            xp.copyto(left, y.grad)
+            xp.copyto(x.grad, 0)
             for out, seen, dx, share, rest in routes:
                 xp.equal(seen, out, out=share)
                 xp.multiply(share, rest, out=share)
@@ -105,14 +105,14 @@ class AveragePool2d(Pool):
         grads = [] if x.grad is None else [(t[o], x.grad[i]) for o, i in places]
 
         def forward():
-            y.value.fill(0)
+            xp.copyto(y.value, 0)
             for out, seen in inputs:
                 xp.add(out, seen, out=out)
             xp.multiply(y.value, share, out=y.value)
 
         def backward():
             xp.multiply(y.grad, share, out=t)
-            x.grad.fill(0)
+            xp.copyto(x.grad, 0)
             for part, dx in grads:
                 xp.add(dx, part, out=dx)
 

@@ -151,12 +151,12 @@ class Recurrent(Parametric):
         y = plan.slot((*outs[0].shape[:-1], 2 * H))
 
         def forward():
-            y.value[..., :H] = outs[0].value
-            y.value[..., H:] = outs[1].value
+            xp.copyto(y.value[..., :H], outs[0].value)
+            xp.copyto(y.value[..., H:], outs[1].value)
 
         def backward():
-            outs[0].grad[...] = y.grad[..., :H]
-            outs[1].grad[...] = y.grad[..., H:]
+            xp.copyto(outs[0].grad, y.grad[..., :H])
+            xp.copyto(outs[1].grad, y.grad[..., H:])
 
         plan.step(forward, backward)
         return y
@@ -178,13 +178,13 @@ class Recurrent(Parametric):
         def forward():
             gemm(flat.value, W.value, Z)
             xp.add(Z, b.value, out=Z)
-            walk.h[0][...] = 0 if carry is None else carry
+            xp.copyto(walk.h[0], 0 if carry is None else carry)
             for s in range(steps):
                 step(s)
                 if ends:
                     xp.copyto(walk.h[s + 1], walk.h[s], where=walk.past[s])
             if carry is not None:
-                carry[...] = walk.h[-1]
+                xp.copyto(carry, walk.h[-1])
 
         if not plan.training:
             plan.step(forward, None)
@@ -195,7 +195,7 @@ class Recurrent(Parametric):
         before, ones = walk.before.reshape(plan.K, rows, H).swapaxes(-1, -2), plan.constant(ones)
 
         def backward():
-            dh[...] = y.grad if dy is None else dy[-1]
+            xp.copyto(dh, y.grad if dy is None else dy[-1])
             for s in reversed(range(steps)):
                 if ends:  # beyond the end the gradient goes past the cell, which then sees none
                     xp.multiply(dh, walk.gone[s], out=kept)
@@ -226,10 +226,10 @@ def time_major(plan: Plan, x: Slot) -> Slot:
     turned: list[Array] = [None if a is None else a.swapaxes(1, 2) for a in (x.value, x.grad)]
 
     def forward():
-        y.value[...] = turned[0]
+        plan.xp.copyto(y.value, turned[0])
 
     def backward():
-        turned[1][...] = y.grad
+        plan.xp.copyto(turned[1], y.grad)
 
     plan.step(forward, backward if x.grad is not None else None)
     return y if x.grad is not None else Slot(y.value, None)

@@ -174,6 +174,7 @@ class Columns:
 
     def _read(self, x: Array, frame: Array, block: Block) -> list[Closure]:
         part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
+        copy = self.plan.xp.copyto
         clear = frame.shape[2:4] != x.shape[2:4] and block.rows.start == 0  # the padding stays zero from block to block
 
         def read(group: int) -> Closure:
@@ -182,17 +183,17 @@ class Columns:
             def call() -> None:
                 if group == 0:
                     if clear:
-                        frame.fill(0)
-                    middle[...] = part
+                        copy(frame, 0)
+                    copy(middle, part)
                 for columns, image in copies:
-                    columns[...] = image
+                    copy(columns, image)
 
             return call
 
         return [read(group) for group in range(self.groups)]
 
     def _write(self, x: Array, y: Array, weights: list[Array], frame: Array, block: Block) -> list[Closure]:
-        gemm, add = self.plan.backend.gemm, self.plan.xp.add
+        gemm, add, copy = self.plan.backend.gemm, self.plan.xp.add, self.plan.xp.copyto
         part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
         units = y.shape[-1] // self.groups
 
@@ -205,12 +206,12 @@ class Columns:
 
             def call() -> None:
                 if group == 0:
-                    frame.fill(0)
+                    copy(frame, 0)
                 gemm(left, right, out)
                 for columns, image in copies:
                     add(image, columns, out=image)
                 if group == self.groups - 1:
-                    part[...] = middle
+                    copy(part, middle)
 
             return call
 

@@ -155,7 +155,7 @@ class NAdam(Moments):
 
         def step():
             moments()
-            spare[...] = t
+            xp.copyto(spare, t)
             momentum(mu)
             xp.add(t, 1, out=spare)
             momentum(after)

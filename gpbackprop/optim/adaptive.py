@@ -73,7 +73,7 @@ class RMSProp(GradientRule):
             if v is not None:
                 xp.multiply(v, momentum, out=v)
                 xp.add(v, delta, out=v)
-                delta[...] = v
+                xp.copyto(delta, v)
             xp.multiply(delta, rate, out=delta)
 
         return step

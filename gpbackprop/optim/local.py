@@ -85,8 +85,8 @@ class Quickprop(GradientRule):
             xp.multiply(t, g, out=t)
             xp.multiply(t, rate, out=t)
             xp.add(last, t, out=last)
-            before[...] = g
-            delta[...] = last
+            xp.copyto(before, g)
+            xp.copyto(delta, last)
 
         return step
 

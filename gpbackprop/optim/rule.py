@@ -63,7 +63,7 @@ class GradientRule(Optimizer):
         def mean():
             xp.add(g, total, out=g)
             xp.divide(g, self.accumulate, out=g)
-            total.fill(0)
+            xp.copyto(total, 0)
 
         return [mean]
 
