@@ -77,6 +77,31 @@ COMPOSITIONS: dict[str, tuple[dict, tuple[int, ...]]] = {
         },
         (5,),
     ),
+    "parallel product": (
+        {
+            "type": "parallel",
+            "combine": "product",
+            "branches": [{"type": "dense", "units": 5}, "linear", [{"type": "dense", "units": 5}, "tanh"], "sigmoid"],
+        },
+        (5,),
+    ),
+    "product with a branch that is zero": (
+        {
+            "type": "parallel",
+            "combine": "product",
+            "branches": [{"type": "dense", "units": 5}, {"type": "dense", "units": 5, "init": {"W": 0.0}}, "linear"],
+        },
+        (5,),
+    ),
+    "product of one": ({"type": "parallel", "combine": "product", "branches": [{"type": "dense", "units": 2}]}, (3,)),
+    "gated unit": (
+        {
+            "type": "parallel",
+            "combine": "product",
+            "branches": [{"type": "dense", "units": 2}, {"type": "dense", "units": 2, "activation": "sigmoid"}],
+        },
+        (4, 3),
+    ),
     "parallel over time": ({"type": "parallel", "branches": ["tanh", {"type": "dense", "units": 2}]}, (3, 4)),
     "dropout in residual": (
         {"type": "residual", "layers": [{"type": "dropout", "rate": 0.3}, {"type": "dense", "units": 5}]},

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from battery import Bench
 
 from gpbackprop.config import read
+from gpbackprop.layers.combine import Chain, Parallel
+from gpbackprop.layers.dense import Dense
+from gpbackprop.layers.pool import MaxPool1d
+from gpbackprop.layers.shape import Flatten, Reshape
 
 FOLDER = Path(__file__).parent.parent / "configs" / "ancestors"
 
@@ -108,3 +113,36 @@ def test_a_swarm_solves_xor():
     results = trainer.evaluate("train")
     assert results["accuracy"] == 1.0
     assert trainer.history[59]["train_loss"] < 0.001
+
+
+def test_a_circuit_of_gates_has_the_gradients_of_the_hackers_guide():
+    trainer = read(FOLDER / "gates.toml").trainer("cpu")
+    plan, load = trainer.training.plan(1)
+    load(np.zeros((1, 1), np.int64))
+    plan.forward()
+    plan.backward()
+    assert {path: slot.value.item() for path, slot in plan.outputs}["0-parallel"] == -12
+    assert plan.y.grad.item() == -1  # the guide pulls upwards
+    grads = trainer.network.params.views(trainer.network.g)
+    names = ["0-parallel/0-parallel/0-dense/W", "0-parallel/0-parallel/1-dense/W", "0-parallel/1-dense/W"]
+    assert [-grads[name].item() for name in names] == [-4, -4, 3]
+    trainer.fit()
+    weights = trainer.network.params.views(trainer.network.w)
+    assert [weights[name].item() for name in names] == pytest.approx([-2.04, 4.96, -3.97], abs=1e-15)
+    plan.forward()
+    assert plan.y.value.item() == pytest.approx(-11.5924, abs=1e-12)
+
+
+def test_a_maximum_of_branches_is_a_gate_too():
+    """f = 2 (x y + max(z, w)): the circuit of Stanford's CS231n."""
+    x, y, z, w = (Dense(1, init={"W": value}) for value in (3.0, -4.0, 2.0, -1.0))
+    largest = Chain(Parallel(z, w), Reshape((2, 1)), MaxPool1d(2), Flatten())
+    circuit = Chain(Parallel(Parallel(x, y, combine="product"), largest, combine="sum"), Dense(1, init={"W": 2.0}))
+    bench = Bench(circuit, (1,), batch=1, K=1)
+    bench.x[...] = bench.c[...] = 1
+    bench.fill()
+    grads = bench.gradients()
+    assert bench.plan.y.value.item() == -20
+    dx, dy = (grads[f"0-parallel/0-parallel/{i}-dense/W"].item() for i in range(2))
+    dz, dw = (grads[f"0-parallel/1-chain/0-parallel/{i}-dense/W"].item() for i in range(2))
+    assert (dx, dy, dz, dw) == (-8, 6, 2, 0)

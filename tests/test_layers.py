@@ -277,16 +277,29 @@ def test_residual_needs_layers_that_keep_the_shape():
         Network(Chain(Dense(4), Residual(Dense(3))), (5,))
 
 
-def test_parallel_joins_or_sums_its_branches():
+def test_parallel_joins_sums_or_multiplies_its_branches():
     x = np.random.default_rng(0).normal(size=(4, 3))
     assert np.array_equal(outputs(Parallel(Linear(), Relu()), x)[0], np.concatenate([x, np.maximum(x, 0)], axis=1))
     assert np.array_equal(outputs(Parallel(Linear(), Relu(), combine="sum"), x)[0], x + np.maximum(x, 0))
+    assert np.array_equal(outputs(Parallel(Linear(), Relu(), combine="product"), x)[0], x * np.maximum(x, 0))
+
+
+def test_of_a_product_a_branch_that_is_zero_learns_alone_and_two_of_them_not_at_all():
+    zero, one = {"W": 0.0}, {"W": 0.0, "b": 1.0}
+    for inits, alone in (((zero, one, one), 0), ((one, one, zero), 2), ((one, zero, zero), None)):
+        grads = Bench(Parallel(*(Dense(2, init=init) for init in inits), combine="product"), (3,)).gradients()
+        learns = [bool(grads[f"{i}-dense/W"].any()) for i in range(3)]
+        assert learns == [i == alone for i in range(3)]
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Parallel(Dense(3), Dense(2), combine="sum"), r"1-parallel: wants branches of one shape to sum"),
+        (Parallel(Dense(3), Dense(2), combine="sum"), r"1-parallel: wants branches of one shape for their sum"),
+        (
+            Parallel(Dense(3), Dense(2), combine="product"),
+            r"1-parallel: wants branches of one shape for their product, got \[\(1, 3\), \(1, 2\)\]",
+        ),
         (Parallel(Dense(3), Reshape((2, 2))), r"1-parallel: wants branches that differ in the last axis alone"),
         (Parallel(branches=()), r"1-parallel: wants at least one branch, got none"),
     ],

@@ -135,6 +135,11 @@ def test_a_class_is_a_vector_and_probabilities_are_shown():
     assert "z" not in zero["values"]["0-dense"]  # without an activation there is only the output
 
 
+def test_scores_are_traced_without_probabilities():
+    step = record(read(CONFIGS / "ancestors" / "gates.toml"))["steps"][0]
+    assert (step["values"]["0-parallel"]["y"]["value"], "probabilities" in step) == ([-12], False)
+
+
 def test_gradients_are_those_of_backward_and_the_optimizer_shows_what_it_makes_of_them():
     dense = '[[model]]\ntype = "dense"\nunits = 3'
     found = traced(small(dense, 'type = "sgd"\nlr = 0.1\nclip_norm = 1e-3'))["steps"][0]["parameters"]["0-dense/b"]

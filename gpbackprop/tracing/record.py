@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -139,9 +140,9 @@ class _Watch:
         }
         if isinstance(loss, HalfSquaredError) and y.shape == t.shape:
             facts["terms"] = ((loss.factor or 1 / y.shape[-1]) * (y - t) ** 2).tolist()
-        p = loss.probabilities(y)
-        if p is not y:
-            facts["probabilities"] = p.tolist()
+        with suppress(UsageError):  # scores are no probabilities
+            if (p := loss.probabilities(y)) is not y:
+                facts["probabilities"] = p.tolist()
         return facts
 
     def _target(self) -> np.ndarray:
