@@ -146,7 +146,7 @@ class Parallel(Group):
         return y
 
     def _product(self, plan, outs):
-        """The others of branch i are those before it times those after it: nothing is divided by f_i, which may be 0."""
+        """The others of branch i are those before it times those after it: nothing is divided by f_i, it may be 0."""
         xp, y = plan.xp, plan.slot(outs[0].shape)
         inner = [plan.scratch(y.shape) for _ in outs[1:-1]]
         upto = [outs[0].value, *inner, y.value]  # upto[i] = f_0 ... f_i
