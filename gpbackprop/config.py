@@ -49,6 +49,19 @@ class Config:
 
     def __post_init__(self):
         found = [] if self.model else ["model: has no layers; add [[model]] tables"]
+        folds = self.data.folds if self.data.fold is None else None
+        if folds and self.population not in (1, folds):
+            found.append(
+                f"population: found {self.population}, but data.folds = {folds} trains one member for each fold; leave "
+                "population out, or choose one fold with data.fold"
+            )
+        elif folds:
+            object.__setattr__(self, "population", folds)
+        if folds and self.optimizer.swarm:
+            found.append(
+                f"data.folds: found {folds}, but all particles of a swarm are one network; train one fold at a time "
+                "with data.fold"
+            )
         if isinstance(self.seed, tuple) and len(self.seed) != self.population:
             found.append(f"seed: has {len(self.seed)} entries for a population of {self.population}")
         elif not isinstance(self.seed, tuple) and self.seed + self.population > 2**63:
@@ -73,6 +86,20 @@ class Config:
             device=device,
             name=self.name,
             **{field.name: getattr(self.train, field.name) for field in dataclasses.fields(self.train)},
+        )
+
+    def member(self, k: int) -> "Config":
+        """The config of member `k` of the population alone, with its seed, its fold and its entries of lists."""
+        lists = {name: value for name, value in vars(self.optimizer).items() if isinstance(value, tuple)}
+        numbers = {name: value for name, value in lists.items() if value and isinstance(value[0], int | float)}
+        own: dict[str, Any] = {name: value[k if len(value) > 1 else 0] for name, value in numbers.items()}
+        folds = self.data.folds if self.data.fold is None else None
+        return dataclasses.replace(
+            self,
+            seed=self.seed + k if isinstance(self.seed, int) else self.seed[k],
+            population=1,
+            data=dataclasses.replace(self.data, fold=k) if folds else self.data,
+            optimizer=dataclasses.replace(self.optimizer, **own),
         )
 
     def text(self) -> str:

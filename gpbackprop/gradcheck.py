@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpbackprop.backend import Backend
-from gpbackprop.data import Dataset
+from gpbackprop.data import Dataset, folds
 from gpbackprop.errors import ConfigError, NumericalError
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
@@ -111,16 +111,18 @@ def check(
 ) -> Report:
     """Check every gradient of `model` under `loss`, at its initial parameters.
 
-    The batch is the first `rows` rows of the training split; with `random` its inputs are drawn anew, from the standard
-    normal distribution or, for an embedding, from its symbols. The step counter stands still, so that dropout has the
-    same mask in every forward pass. Of `train` only what shapes a batch is used. Raises ConfigError where model, loss
-    and data do not fit, NumericalError where the loss is not finite.
+    The batch is the first `rows` rows of the training split, of the first one where there are folds; with `random` its
+    inputs are drawn anew, from the standard normal distribution or, for an embedding, from its symbols. The step
+    counter stands still, so that dropout has the same mask in every forward pass. Of `train` only what shapes a batch
+    is used. Raises ConfigError where model, loss and data do not fit, NumericalError where the loss is not finite.
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance is {tolerance}; expected a number between 0 and 1, such as 1e-6")
     settings = replace(
         train or Train(), batch_size="full", shuffle=False, dtype="float64", metrics=(), early_stopping=None
     )
+    if data.preparation.folds:
+        data = folds.alone(data, 0)
     first = replace(data.splits["train"], index=data.splits["train"].index[:rows])
     few = replace(data, splits={"train": first})
     trainer = Trainer(model, loss, SGD(0.0), few, seed=seed, device=Backend(), **vars(settings))

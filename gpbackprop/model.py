@@ -97,6 +97,8 @@ def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu")
     except ValueError as error:
         raise CheckpointError(f"{found.path}: {error}") from None
     seeds = (0,) * (1 if config.optimizer.swarm else config.population)  # the particles of a swarm are one network
+    if preparation.folds not in (0, len(seeds)):
+        raise CheckpointError(f"{found.path}: is prepared for {preparation.folds} folds and has {len(seeds)} members")
     backend = select(device) if isinstance(device, str) else device
     shape, lengths = config.train.row_shape(preparation), preparation.kind == "sequences"
     network = Network(Chain(*config.model), shape, backend, seeds, config.train.dtype, lengths)

@@ -26,7 +26,7 @@ import gpbackprop
 from gpbackprop import checkpoint
 from gpbackprop.backend import Backend
 from gpbackprop.config import Config, parse, read_text
-from gpbackprop.data import Dataset
+from gpbackprop.data import Dataset, folds
 from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
 from gpbackprop.lock import Lock
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
@@ -121,21 +121,20 @@ class Run:
     def member(self, k: int, path: Path) -> "Run":
         """Member `k` of the population as a run of its own in the new directory `path`, as if trained alone.
 
-        Its checkpoint holds the present step, with the bits of that seed (and that member's entry of hyper-parameters
-        given as lists) trained alone; it is marked as the best one where it is. The seconds in metrics.jsonl are those
-        of the whole population. The directory appears at once and whole. Raises UsageError where there is one already.
+        Its checkpoint holds the present step, with the bits of that seed (and that member's fold, and its entry of
+        hyper-parameters given as lists) trained alone; it is marked as the best one where it is. The seconds in
+        metrics.jsonl are those of the whole population. The directory appears at once and whole. Raises UsageError
+        where there is one already.
         """
         if path.exists():
             raise UsageError(f"{path}: is there already; remove it, or choose another place for the run of one member")
-        optimizer, seeds = self.config.optimizer, self.trainer.seeds
-        tuples = {name: value for name, value in vars(optimizer).items() if isinstance(value, tuple)}
-        own = {name: value[k] for name, value in tuples.items() if value and isinstance(value[0], int | float)}
-        optimizer = dataclasses.replace(optimizer, **own)
-        config = dataclasses.replace(self.config, seed=seeds[k], population=1, optimizer=optimizer)
+        config, data = self.config.member(k), self.trainer.data
+        if data.preparation.folds:
+            data = folds.alone(data, k)
         temporary = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         given = read_text(self.path / "config.toml")
-        alone = Run.start(temporary, config, given, self.trainer.backend, self.trainer.data)
+        alone = Run.start(temporary, config, given, self.trainer.backend, data)
         alone.trainer.take(self.trainer, k)
         rows = [member_row(row, k) for row in read_metrics(self.metrics_file)]
         _replace(alone.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))

@@ -47,7 +47,8 @@ class Train:
         shape = preparation.row_shape
         if self.bptt is None:
             return shape
-        per_step = [a for a in (preparation.shift, preparation.scale) if a.ndim == len(shape) and a.shape[0] > 1]
+        own = preparation.of_fold(0) if preparation.folds else preparation
+        per_step = [a for a in (own.shift, own.scale) if a.ndim == len(shape) and a.shape[0] > 1]
         if len(shape) < 2 and preparation.kind != "text":
             raise ConfigError(f"train.bptt = {self.bptt}: needs rows of steps, these have the shape {shape}")
         if per_step:

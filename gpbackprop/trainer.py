@@ -41,8 +41,9 @@ class Trainer:
         trainer.fit(epochs=10); trainer.evaluate("test"); trainer.save("digits.h5")
 
     Further keywords are the fields of `Train`. `seed` may be a list with one seed for each member of the population;
-    one seed s of a population of K stands for s, s + 1, ..., s + K - 1. Raises ConfigError where model, loss and data
-    do not fit, DeviceError where the device cannot be used.
+    one seed s of a population of K stands for s, s + 1, ..., s + K - 1. Data of F folds train a population of F, member
+    k without fold k. Raises ConfigError where model, loss and data do not fit, DeviceError where the device cannot be
+    used.
     """
 
     def __init__(
@@ -59,9 +60,14 @@ class Trainer:
         **train: Any,
     ):
         self.model, self.loss, self.optimizer, self.data, self.train = model, loss, optimizer, data, Train(**train)
+        folds = data.preparation.folds
+        if folds and population == 1:
+            population = folds
         seeds = tuple(range(seed, seed + population)) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != population and population != 1:
             raise ConfigError(f"seed: has {len(seeds)} entries for a population of {population}")
+        if folds and population != folds:
+            raise ConfigError(f"population: found {population}, but {folds} folds make {folds} members; leave it out")
         if any(not 0 <= each < 2**63 for each in seeds):
             raise ConfigError(f"seed: found {seed!r}, expected 0 to {2**63 - 1} for every member of the population")
         split = data.splits["train"]

@@ -3,7 +3,7 @@
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
@@ -22,6 +22,8 @@ def print_report(run: Run, outcome: Mapping[str, Any]) -> None:
     if lines := curve(trainer.history, screen.speaks_unicode(sys.stdout)):
         screen.result(lines + "\n")
     screen.result(metrics_table({split: outcome[split] for split in SPLITS if split in outcome}))
+    if "folds" in outcome:
+        screen.result("\n" + folds_table(outcome["validation"], outcome["folds"]) + "\n")
     if trainer.train.shuffle or trainer.batch_size < len(trainer.data.splits["train"]):
         screen.result("  (train: as it went, over the steps of the last epoch)")
     if trainer.monitor.exhausted and trainer.epoch < trainer.epochs:
@@ -63,6 +65,25 @@ def metrics_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def over_folds(validation: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The mean and deviation of each validation metric over the folds whose value is finite."""
+    numbers = {name: values for name, values in validation.items() if name != "confusion"}
+    return {
+        "mean": {name: mean(values) for name, values in numbers.items()},
+        "deviation": {name: deviation(values) for name, values in numbers.items()},
+    }
+
+
+def folds_table(validation: Mapping[str, Any], over: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each fold with its validation metrics, then their mean and deviation."""
+    names = list(over["mean"])
+    table = [["fold", *map(words, names)]]
+    each = zip(*(validation[name] for name in names), strict=True)
+    table += [[str(k), *map(screen.number, values)] for k, values in enumerate(each)]
+    table += [[what, *(screen.number(over[what][name]) for name in names)] for what in ("mean", "deviation")]
+    return screen.table(table)
+
+
 def _plus_minus() -> str:
     return "±" if screen.speaks_unicode(sys.stdout) else "+-"
 
@@ -72,5 +93,11 @@ def spread(value: Any) -> str:
     if not isinstance(value, list):
         return screen.number(value)
     known = [item for item in value if item is not None and math.isfinite(item)]
-    deviation = f" {_plus_minus()} {stdev(known):.2g}" if len(known) > 1 else ""
-    return screen.number(mean(known)) + deviation
+    apart = deviation(known)
+    return screen.number(mean(known)) + ("" if apart is None else f" {_plus_minus()} {apart:.2g}")
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """The standard deviation of a sample, over the values that there are; None of fewer than two."""
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) > 1 else None

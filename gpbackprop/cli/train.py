@@ -12,6 +12,7 @@ Examples:
   gpbackprop train digits.toml --epochs 20 --set optimizer.lr=0.1 --set model.0.units=64
   gpbackprop train digits.toml --run-dir runs/a --resume     the same line starts, continues, or reports
   gpbackprop train digits.toml --population 8                eight networks with seeds of their own, as one
+  gpbackprop train iris.toml --folds 5                       a network for each fold of a cross-validation, as one
 
 Ctrl-C stops at the next step, saves, and says how to go on.
 """
@@ -25,6 +26,7 @@ Ctrl-C stops at the next step, saves, and says how to go on.
     "--seed", type=int, metavar="N", help="In place of seed: of the initial weights, the order and the masks."
 )
 @click.option("--population", type=int, metavar="K", help="Train K networks at once, with the seeds N, N+1, ...")
+@click.option("--folds", type=int, metavar="F", help="Cross-validate: F networks at once, each without one fold.")
 @options.settings
 @click.option(
     "--run-dir", type=click.Path(path_type=Path), help="Where the run lies; runs/NAME, or runs/NAME-2, ... by default."
@@ -32,7 +34,7 @@ Ctrl-C stops at the next step, saves, and says how to go on.
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir, if there is one.")
 @options.as_json
 @screen.verbosity_options
-def command(config, device, epochs, seed, population, settings, run_dir, resume, as_json):
+def command(config, device, epochs, seed, population, folds, settings, run_dir, resume, as_json):
     """Train a network as CONFIG says, and leave all of it in a run directory."""
     if resume and run_dir is None:
         raise click.UsageError("--resume needs --run-dir DIR: the run to continue")
@@ -44,7 +46,7 @@ def command(config, device, epochs, seed, population, settings, run_dir, resume,
     from gpbackprop.run import Run, fresh_directory, is_run, stored_config
 
     given = read_text(config)
-    named = {"train.epochs": epochs, "seed": seed, "population": population}
+    named = {"train.epochs": epochs, "seed": seed, "population": population, "data.folds": folds}
     settings = [*settings, *(f"{key}={value}" for key, value in named.items() if value is not None)]
     wanted = parse(given, str(config), settings, config.parent)
     path = run_dir or fresh_directory(wanted.name)

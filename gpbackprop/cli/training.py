@@ -6,7 +6,7 @@ from pathlib import Path
 from gpbackprop.backend import Backend
 from gpbackprop.cli import progress, screen
 from gpbackprop.cli.device import choose
-from gpbackprop.cli.report import print_report
+from gpbackprop.cli.report import over_folds, print_report
 from gpbackprop.errors import DeviceError
 from gpbackprop.run import Run, log, read_facts
 
@@ -37,6 +37,8 @@ def run(run: Run, as_json: bool) -> int:
         code, outcome = run.train(hooks=[watch])
     finally:
         watch.close()
+    if trainer.data.preparation.folds and "validation" in outcome:
+        outcome["folds"] = over_folds(outcome["validation"])
     if as_json:
         screen.print_json(outcome)
     elif not code:

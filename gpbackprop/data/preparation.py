@@ -5,7 +5,7 @@ normalise:  x' = (x - shift) scale,     t' = (t - target_shift) target_scale
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Preparation:
     `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
     `kind` says what a row is: one of the source's "rows", one of its "sequences" (T, features), a window over a
     "series" (the target lies `horizon` steps after it), or one over a "text", whose classes are the characters.
+    Of the `folds` of a cross-validation each has moments of its own: `shift` and `scale` are (F, 1, row axes...),
+    broadcastable to (F, rows, *row_shape), and `target_shift` and `target_scale` are (F, 1, ..., O).
     """
 
     columns: tuple[Column, ...]
@@ -56,6 +58,18 @@ class Preparation:
     target_scale: np.ndarray | None = None
     kind: str = "rows"
     horizon: int = 1
+
+    @property
+    def folds(self) -> int:
+        """The number of folds, 0 where there is one set of moments for all."""
+        return len(self.shift) if self.shift.ndim == len(self.row_shape) + 2 else 0
+
+    def of_fold(self, k: int) -> "Preparation":
+        """The preparation of fold `k` alone."""
+        own: dict[str, Any] = {"shift": self.shift[k, 0], "scale": self.scale[k, 0]}
+        if self.target_shift is not None and self.target_scale is not None:
+            own |= {"target_shift": self.target_shift[k].ravel(), "target_scale": self.target_scale[k].ravel()}
+        return replace(self, **own)
 
     def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
@@ -284,7 +298,12 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
     if len(set(classes)) != len(classes) or len(classes) == 1:
         raise ValueError("the classes of a preparation are not at least two different names")
     numbers = {name: arrays[name] for name in _NUMBERS if name in arrays}
+    folds = len(numbers["shift"]) if numbers["shift"].ndim == len(shape) + 2 else 0
     for name, a in numbers.items():
+        if folds and (a.ndim < 3 or a.shape[:2] != (folds, 1)):
+            raise ValueError(f"{name} of a preparation has the shape {a.shape}, which does not fit {folds} folds")
+        if folds:
+            a = numbers[name][0, 0] if name in ("shift", "scale") else numbers[name][0].ravel()
         if a.dtype != np.float64 or not np.isfinite(a).all():
             raise ValueError(f"{name} of a preparation is not an array of finite float64")
         if name in ("shift", "scale") and (a.ndim > len(shape) or any(

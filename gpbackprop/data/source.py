@@ -12,6 +12,7 @@ from gpbackprop.backend import random
 from gpbackprop.data import files
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
 from gpbackprop.data.decisions import class_names, normalised, row_shape, usable
+from gpbackprop.data.folds import alone, check_folds, deal, expect_apart, joined
 from gpbackprop.data.generated import GENERATED, generate
 from gpbackprop.data.idx import read as read_idx
 from gpbackprop.data.moments import filled_columns
@@ -25,7 +26,7 @@ from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
 from gpbackprop.data.table import Raw, Words, as_table, as_targets
 from gpbackprop.errors import ConfigError, DataError
-from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, spec
+from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, Whole, spec
 
 Name = Text | Annotated[int, Field(strict=True)]
 
@@ -44,6 +45,9 @@ class Data:
     task        "auto": text, few whole numbers, an array of integers, or an array of one-hot rows (a single 1 among 0)
                 are classes, the last named "0", "1", ... by column; other numbers a regression
     validation  a fraction of the rows, or a file; test: the same, by default the test rows that the source comes with
+    folds       F deals the rows that are not kept aside to test into F folds for a cross-validation: a population of F
+                networks, each with a fold of its own as its validation split, trained on and prepared by the others
+    fold        k, from 0: the one network alone that fold k validates
     normalize   "standard" (mean 0, deviation 1 over the training rows), "minmax" (0..1) or "none"
     missing     "error", "drop" the row, or fill in the "mean", in a column of text the most frequent category, of the
                 training rows (CSV)
@@ -64,6 +68,8 @@ class Data:
     task: Literal["auto", "classification", "regression"] = "auto"
     validation: Fraction | Text = 0.0
     test: Fraction | Text | None = None
+    folds: Annotated[int, Field(strict=True, ge=2)] | None = None
+    fold: Whole | None = None
     normalize: Literal["standard", "minmax", "none"] = "standard"
     normalize_targets: Literal["standard", "none"] = "none"
     missing: Literal["error", "drop", "mean"] = "error"
@@ -74,6 +80,10 @@ class Data:
     header: Literal["auto"] | Flag = "auto"
     window: Count | None = None
     horizon: Count | None = None
+
+    def __post_init__(self):
+        if found := check_folds(self):
+            raise ValueError("\n".join(found))
 
 
 def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float32", **fields) -> Dataset:
@@ -92,6 +102,8 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     if classes and data.normalize_targets != "none":
         raise ConfigError(f"data.normalize_targets = {data.normalize_targets!r}: the targets are classes, not numbers")
     fractions, window = _fractions(data, "test" in parts), data.window or 0
+    if data.folds:
+        expect_apart(raw.kind, data.folds)
     if raw.kind == "series":
         rows = chronological(len(raw) - window - (data.horizon or 1) + 1, fractions, raw.where)
     elif raw.kind == "text":
@@ -118,7 +130,13 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     if known and known.pixels:
         x = x.astype(np.uint8, copy=False)
     how = (data.normalize, data.normalize_targets)
-    preparation = normalised(preparation, how, x, targets, rows["train"], raw.lengths)
+    if data.folds:
+        known_classes = None if stratify is None else stratify[rows["train"]]
+        rows |= deal(rows["train"], data.folds, known_classes, data.seed, len(fractions), raw.where)
+        each = [normalised(preparation, how, x, targets, own, raw.lengths) for own in rows["train"]]
+        preparation = joined(each, targets.ndim - 1)
+    else:
+        preparation = normalised(preparation, how, x, targets, rows["train"], raw.lengths)
 
     splits = {name: dataclasses.replace(whole, inputs=x, index=index) for name, index in rows.items()}
     if "test" in parts and data.test is None:
@@ -132,7 +150,8 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
                 f"{name}: {split.targets.shape[1]} targets a row, but the training rows have {targets.shape[1]}"
             )
     name = known.name if known else Path(data.source).name.split(".")[0]
-    return Dataset(name, splits, preparation, digest(splits), _anchored(data, folder, known is None))
+    found = Dataset(name, splits, preparation, digest(splits), _anchored(data, folder, known is None))
+    return found if data.fold is None else alone(found, data.fold)
 
 
 def _anchored(data: Data, folder: Path, from_file: bool) -> Data:
@@ -258,7 +277,7 @@ def _whole(preparation: Preparation, raw: Raw, policy: str, dtype: Any) -> Split
     if policy == "drop":
         raw = usable(raw, policy)
     split, shift = _split(preparation, raw, dtype), preparation.target_shift
-    if shift is not None and split.targets.shape[-1] != len(shift):
+    if shift is not None and split.targets.shape[-1] != shift.shape[-1]:
         raise DataError(
             f"{raw.where}: a row has {split.targets.shape[-1]} targets; the training data has another number"
         )

@@ -18,7 +18,7 @@ class Split:
 
     Rows that are sequences (T, features) may have a target and a weight for each step, (N, T) or (N, T, O), and
     `lengths` (N,), the number of steps that count. Where they were cut, `windows` rows in a row are one sequence, and
-    `index` holds the numbers of whole sequences.
+    `index` holds the numbers of whole sequences. Where the data are folds, `index` is (F, n), the rows of each fold.
     Inputs and targets are as stored; `Preparation` says how they are normalised when a batch is gathered.
     """
 
@@ -30,7 +30,7 @@ class Split:
     windows: int = 1
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.index.shape[-1]
 
     def cut(self, steps: int) -> "Split":
         """Each sequence as windows of `steps` steps. Raises ConfigError where that cannot be."""

@@ -63,22 +63,16 @@ def record(config: Config, row: int = 0, steps: int = 1) -> dict[str, Any]:
 
 def _trainer(config: Config, row: int) -> Trainer:
     """One network, and one row to train it on."""
-    data = load(config.data, dtype=config.train.dtype)
+    first = config.member(0)
+    data = load(first.data, dtype=config.train.dtype)
     split = data.splits["train"]
     if not 0 <= row < len(split):
         raise UsageError(f"--row {row}: the training split has the rows 0 to {len(split) - 1}")
     if not config.optimizer.gradient:
         raise UsageError(f"{type_name(type(config.optimizer))} learns without gradients: there is nothing to trace")
     few = dataclasses.replace(data, splits={"train": dataclasses.replace(split, index=split.index[[row]])})
-    lists = {name: value for name, value in vars(config.optimizer).items() if isinstance(value, tuple)}
-    first = {name: value[0] for name, value in lists.items() if value and isinstance(value[0], int | float)}
-    alone = dataclasses.replace(
-        config,
-        seed=config.seed if isinstance(config.seed, int) else config.seed[0],
-        population=1,
-        optimizer=dataclasses.replace(config.optimizer, **first),
-        train=dataclasses.replace(config.train, batch_size=1, shuffle=False, metrics=(), early_stopping=None),
-    )
+    train = dataclasses.replace(config.train, batch_size=1, shuffle=False, metrics=(), early_stopping=None)
+    alone = dataclasses.replace(first, train=train)
     return alone.trainer("cpu", few)
 
 
