@@ -26,19 +26,13 @@ class Moments(GradientRule):
     def _moments(self, at):
         """m, v, t, and the call that brings them up to date; it leaves `at.delta` as it likes."""
         xp, g, delta = at.xp, at.g, at.delta
-        m, v, t = at.array("m"), at.array("v"), at.scalar("t")
-        betas = [at.column(name) for name in ("beta1", "beta2")]
-        rests = [at.column(name, lambda beta: 1 - beta) for name in ("beta1", "beta2")]
+        (m, first), (v, second), t = at.mean("m", "beta1"), at.mean("v", "beta2"), at.scalar("t")
 
         def moments():
             xp.add(t, 1, out=t)
-            xp.multiply(m, betas[0], out=m)
-            xp.multiply(g, rests[0], out=delta)
-            xp.add(m, delta, out=m)
-            xp.multiply(v, betas[1], out=v)
+            first(g, delta)
             xp.multiply(g, g, out=delta)
-            xp.multiply(delta, rests[1], out=delta)
-            xp.add(v, delta, out=v)
+            second(delta, delta)
 
         return m, v, t, moments
 

@@ -47,23 +47,18 @@ class RMSProp(GradientRule):
 
     def rule(self, at):
         xp, g, delta, rate = at.xp, at.g, at.delta, at.rate
-        alpha, rest = at.column("alpha"), at.column("alpha", lambda alpha: 1 - alpha)
-        momentum, eps = at.column("momentum"), at.column("eps")
-        s, root = at.array("squares"), at.scratch()
-        a = at.array("mean") if self.centered else None
+        momentum, eps, root = at.column("momentum"), at.column("eps"), at.scratch()
+        s, squares = at.mean("squares", "alpha")
+        a, mean = at.mean("mean", "alpha") if self.centered else (None, None)
         v = at.array("velocity") if at.uses("momentum") else None
 
         def step():
             xp.multiply(g, g, out=delta)
-            xp.multiply(delta, rest, out=delta)
-            xp.multiply(s, alpha, out=s)
-            xp.add(s, delta, out=s)
-            if a is None:
+            squares(delta, delta)
+            if mean is None:
                 xp.sqrt(s, out=root)
             else:
-                xp.multiply(g, rest, out=delta)
-                xp.multiply(a, alpha, out=a)
-                xp.add(a, delta, out=a)
+                mean(g, delta)
                 xp.multiply(a, a, out=root)
                 xp.subtract(s, root, out=root)
                 xp.maximum(root, 0, out=root)  # rounding alone can take it below
@@ -96,14 +91,12 @@ class Adadelta(GradientRule):
 
     def rule(self, at):
         xp, g, delta, rate = at.xp, at.g, at.delta, at.rate
-        rho, rest, eps = at.column("rho"), at.column("rho", lambda rho: 1 - rho), at.column("eps")
-        s, u, t = at.array("squares"), at.array("changes"), at.scratch()
+        eps, t = at.column("eps"), at.scratch()
+        (s, squares), (u, changes) = at.mean("squares", "rho"), at.mean("changes", "rho")
 
         def step():
             xp.multiply(g, g, out=t)
-            xp.multiply(t, rest, out=t)
-            xp.multiply(s, rho, out=s)
-            xp.add(s, t, out=s)
+            squares(t, t)
             xp.add(u, eps, out=delta)
             xp.sqrt(delta, out=delta)
             xp.add(s, eps, out=t)
@@ -111,9 +104,7 @@ class Adadelta(GradientRule):
             xp.divide(delta, t, out=delta)
             xp.multiply(delta, g, out=delta)
             xp.multiply(delta, delta, out=t)
-            xp.multiply(t, rest, out=t)
-            xp.multiply(u, rho, out=u)
-            xp.add(u, t, out=u)
+            changes(t, t)
             xp.multiply(delta, rate, out=delta)
 
         return step

@@ -93,6 +93,20 @@ class Binding:
         self.scalars[name] = self.xp.full((self.network.K, 1), start, np.float64)
         return self.scalars[name]
 
+    def mean(self, name: str, keep: str) -> tuple[Array, Callable[[Array, Array], None]]:
+        """State m (K, P), and mean(value, t), which makes it m = keep m + (1 - keep) value with t (K, P) as scratch.
+
+        `keep` names a hyper-parameter. Where the value is not needed again, t may be the value itself.
+        """
+        xp, m, kept, rest = self.xp, self.array(name), self.column(keep), self.column(keep, lambda keep: 1 - keep)
+
+        def mean(value: Array, t: Array) -> None:
+            xp.multiply(value, rest, out=t)
+            xp.multiply(m, kept, out=m)
+            xp.add(m, t, out=m)
+
+        return m, mean
+
     def column(self, name: str, of: Callable[[np.ndarray], Any] = lambda value: value, dtype: Any = None) -> Array:
         """A hyper-parameter, or a function of it computed in float64, as an array (K, 1).
 

@@ -109,12 +109,11 @@ class DeltaBarDelta(GradientRule):
 
     def rule(self, at):
         xp, g, delta, rate = at.xp, at.g, at.delta, at.rate
-        mean, gain, t = at.array("mean"), at.array("gain", 1.0), at.scratch()
-        kappa, phi, theta = (at.column(name) for name in ("kappa", "phi", "theta"))
-        rest = at.column("theta", lambda theta: 1 - theta)
+        (m, mean), gain, t = at.mean("mean", "theta"), at.array("gain", 1.0), at.scratch()
+        kappa, phi = at.column("kappa"), at.column("phi")
 
         def step():
-            xp.multiply(mean, g, out=delta)
+            xp.multiply(m, g, out=delta)
             xp.less(delta, 0, out=t)
             xp.multiply(t, phi, out=t)
             xp.multiply(t, gain, out=t)
@@ -122,9 +121,7 @@ class DeltaBarDelta(GradientRule):
             xp.greater(delta, 0, out=t)
             xp.multiply(t, kappa, out=t)
             xp.add(gain, t, out=gain)
-            xp.multiply(mean, theta, out=mean)
-            xp.multiply(g, rest, out=t)
-            xp.add(mean, t, out=mean)
+            mean(g, t)
             xp.multiply(g, gain, out=delta)
             xp.multiply(delta, rate, out=delta)
 
