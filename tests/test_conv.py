@@ -411,3 +411,29 @@ def test_a_shape_that_does_not_fit_names_the_layer_and_what_to_do(layer, row, me
 def test_fields_out_of_range_are_refused(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         gp.Conv2d(**{"units": 2, "kernel": 3, **fields})
+
+
+@pytest.mark.parametrize("kind", [gp.Conv1d, gp.Conv2d, gp.ConvTranspose2d])
+def test_without_a_bias_there_is_none_to_be_given_or_frozen(kind):
+    for key, fields in (("init.b", {"init": {"b": 0.5}}), ("freeze", {"freeze": ("W", "b")})):
+        with pytest.raises(ConfigError, match=f"{key}: there is no parameter 'b' where bias = false"):
+            kind(2, 3, bias=False, **fields)
+        kind(2, 3, **fields)
+
+
+@pytest.mark.parametrize(
+    ("layer", "row"),
+    [
+        (gp.Conv1d(2, 3, activation="tanh"), (4, 1)),
+        (gp.Conv2d(2, 3, groups=2, activation="tanh"), (4, 4, 2)),
+        (gp.ConvTranspose2d(2, 3, activation="tanh"), (3, 3, 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_activation_of_a_convolution_takes_can_be_looked_at(layer, row):
+    plan = Plan(Network(gp.Chain(layer), row), 2, training=True)
+    plan.x.value[...] = drawn(plan.x.value.shape[1:])
+    plan.forward()
+    z, y = plan.notes
+    assert [(note.path, note.name) for note in (z, y)] == [(f"0-{type_name(type(layer))}", name) for name in "zy"]
+    np.testing.assert_allclose(np.tanh(z.slot.value), y.slot.value, rtol=1e-6)

@@ -7,7 +7,7 @@ layer over the channels: `Dense` is that without a copy.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,8 +20,42 @@ from gpbackprop.plan import Closure, Plan, Slot
 from gpbackprop.spec import Count, Flag, Whole, one_of, spec
 
 
+class Convolution(Parametric):
+    """What all convolutions share: W (*kernel, inputs / groups, outputs), b unless bias = false, an activation."""
+
+    __abstract__ = True
+    parameters = ("W", "b")
+
+    if TYPE_CHECKING:  # fields, each in its place among those of the class
+        groups: int
+        bias: bool
+        activation: Activation | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        key = "init.b" if "b" in self.init else "freeze" if "b" in self.freeze else None
+        if key and not self.bias:
+            raise ValueError(f"{key}: there is no parameter 'b' where bias = false; leave it out, or set bias = true")
+
+    def weights(
+        self, plan: Plan, kernel: tuple[int, ...], inputs: int, outputs: int, bias: int = 0
+    ) -> tuple[Slot, Slot | None]:
+        """The slots of W and b, which has `bias` entries, one for each output unless told; None where there is no b."""
+        for count, name in ((inputs, "inputs"), (outputs, "outputs")):
+            plan.expect(count % self.groups == 0, f"{name} that {self.groups} groups can share", f"{count} {name}")
+        W = self.param(plan, "W", (*kernel, inputs // self.groups, outputs), Glorot())
+        return W, self.param(plan, "b", (bias or outputs,)) if self.bias else None
+
+    def activated(self, plan: Plan, z: Slot) -> Slot:
+        """The activation of z, if there is one."""
+        if not self.activation:
+            return z
+        plan.note("z", z)
+        return self.activation.trace(plan, z)
+
+
 @spec
-class Conv2d(Parametric):
+class Conv2d(Convolution):
     """y[b,p,q,o] = sum_{i,j,c} x[b, s p + d i - a, s q + d j - a, c] W[i,j,c,o] + bias[o], then the activation
 
     s is the stride, d the dilation, a the padding: a number of zeros on each side, "valid" (none) or "same" (as many as
@@ -32,7 +66,6 @@ class Conv2d(Parametric):
     dW = X^T dy,  db = 1^T dy,  dx = dy W^T added up where windows overlap.
     """
 
-    parameters = ("W", "b")
     units: Count
     kernel: Counts
     stride: Counts = 1
@@ -45,10 +78,10 @@ class Conv2d(Parametric):
     def trace(self, plan: Plan, x: Slot) -> Slot:
         expect_images(plan, x)
         windows = axes(plan, x.shape[1:3], self.kernel, self.stride, self.padding, self.dilation)
-        W, b = parameters(self, plan, pair(self.kernel), x.shape[-1], self.units)
+        W, b = self.weights(plan, pair(self.kernel), x.shape[-1], self.units)
         y = plan.slot((x.shape[0], *(axis.out for axis in windows), self.units))
         convolve(plan, x, W, b, y, windows, self.groups)
-        return activated(plan, self.activation, y)
+        return self.activated(plan, y)
 
     @classmethod
     def example(cls):
@@ -56,13 +89,12 @@ class Conv2d(Parametric):
 
 
 @spec
-class Conv1d(Parametric):
+class Conv1d(Convolution):
     """y[b,t,o] = sum_{i,c} x[b, s t + d i - a, c] W[i,c,o] + bias[o], then the activation: Conv2d with one axis
 
     W is (kernel, channels / groups, units).
     """
 
-    parameters = ("W", "b")
     units: Count
     kernel: Count
     stride: Count = 1
@@ -76,10 +108,10 @@ class Conv1d(Parametric):
         expect_series(plan, x)
         batch, time, channels = x.shape
         windows = axes(plan, (time,), self.kernel, self.stride, self.padding, self.dilation)
-        W, b = parameters(self, plan, (self.kernel,), channels, self.units)
+        W, b = self.weights(plan, (self.kernel,), channels, self.units)
         y = plan.slot((batch, windows[0].out, self.units))
         convolve(plan, x.reshape(batch, time, 1, channels), W, b, y, [*windows, Axis(1, 1)], self.groups)
-        return activated(plan, self.activation, y)
+        return self.activated(plan, y)
 
     @classmethod
     def example(cls):
@@ -87,7 +119,7 @@ class Conv1d(Parametric):
 
 
 @spec
-class ConvTranspose2d(Parametric):
+class ConvTranspose2d(Convolution):
     """y[b, s p + d i - a, s q + d j - a, o] = sum_{i,j,c} x[b,p,q,c] W[i,j,o,c] + bias[o], summed over all p, q, i, j
 
     The transpose of the Conv2d of the same fields, which would lead from y to x with these weights (H. Noh et al.,
@@ -97,7 +129,6 @@ class ConvTranspose2d(Parametric):
     With Y the columns of dy: dW = Y^T x,  db = 1^T dy,  dx = Y W.
     """
 
-    parameters = ("W", "b")
     units: Count
     kernel: Counts
     stride: Counts = 1
@@ -110,30 +141,14 @@ class ConvTranspose2d(Parametric):
     def trace(self, plan: Plan, x: Slot) -> Slot:
         expect_images(plan, x)
         windows = opposite(plan, x.shape[1:3], self.kernel, self.stride, self.padding, self.dilation)
-        W, b = parameters(self, plan, pair(self.kernel), self.units, x.shape[-1], bias=self.units)
+        W, b = self.weights(plan, pair(self.kernel), self.units, x.shape[-1], bias=self.units)
         y = plan.slot((x.shape[0], *(axis.size for axis in windows), self.units))
         convolve_back(plan, x, W, b, y, windows, self.groups)
-        return activated(plan, self.activation, y)
+        return self.activated(plan, y)
 
     @classmethod
     def example(cls):
         return cls(2, 3, stride=2, padding=1, groups=2), (3, 2, 4)
-
-
-def parameters(layer, plan: Plan, kernel, inputs: int, outputs: int, bias: int = 0) -> tuple[Slot, Slot | None]:
-    """W (*kernel, inputs / groups, outputs) and b of a convolution."""
-    for count, name in ((inputs, "inputs"), (outputs, "outputs")):
-        plan.expect(count % layer.groups == 0, f"{name} that {layer.groups} groups can share", f"{count} {name}")
-    W = layer.param(plan, "W", (*kernel, inputs // layer.groups, outputs), Glorot())
-    return W, layer.param(plan, "b", (bias or outputs,)) if layer.bias else None
-
-
-def activated(plan: Plan, activation: Activation | None, y: Slot) -> Slot:
-    """The activation of y, if there is one."""
-    if not activation:
-        return y
-    plan.note("z", y)
-    return activation.trace(plan, y)
 
 
 def convolve(plan: Plan, x: Slot, W: Slot, b: Slot | None, y: Slot, windows: Sequence[Axis], groups: int) -> None:

@@ -1,16 +1,18 @@
 """Pooling: one number for each window of an image or series and each channel. Padding is never part of a window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from gpbackprop.backend import Array
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.windows import Axis, Counts, Padding, axes, expect_images, expect_series
-from gpbackprop.plan import Plan, Slot
+from gpbackprop.plan import Closure, Plan, Slot
 from gpbackprop.spec import Count, Whole, spec
 
 
+@spec
 class Pool(Layer):
     """y[b,p,q,c] = f of the x[b, s p + i - a, s q + j - a, c] that lie on the image, i and j inside the kernel.
 
@@ -19,6 +21,9 @@ class Pool(Layer):
     """
 
     __abstract__ = True
+    kernel: Counts = 2
+    stride: Counts | None = None
+    padding: Padding = "valid"
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         expect_images(plan, x)
@@ -32,7 +37,7 @@ class Pool(Layer):
         raise NotImplementedError
 
     def _axes(self, plan: Plan, sizes: Sequence[int]) -> list[Axis]:
-        found = axes(plan, sizes, self.kernel, self.stride or self.kernel, self.padding)  # type: ignore[attr-defined]
+        found = axes(plan, sizes, self.kernel, self.stride or self.kernel, self.padding)
         for axis in found:
             fits = max(axis.before, axis.after) < axis.kernel
             plan.expect(fits, f"less padding than the kernel's {axis.kernel}", max(axis.before, axis.after))
@@ -46,26 +51,29 @@ class Pool(Layer):
         rows, columns = map(height.inside, range(height.kernel)), [width.inside(j) for j in range(width.kernel)]
         return [((*every, p, q), (*every, y, x)) for p, y in rows for q, x in columns]
 
+    @staticmethod
+    def _over(
+        plan: Plan, x: Slot, y: Slot, places: Sequence[tuple], join: Callable[..., Array], start: float
+    ) -> Closure:
+        """The call that fills y with `join` of what lies in each window, from `start` on."""
+        copy, inputs = plan.xp.copyto, [(y.value[o], x.value[i]) for o, i in places]
+
+        def fill() -> None:
+            copy(y.value, start)
+            for out, seen in inputs:
+                join(out, seen, out=out)
+
+        return fill
+
 
 @spec
 class MaxPool2d(Pool):
     """y = the maximum of each window;  dx = dy at the first place, row by row, where the window holds its maximum"""
 
-    kernel: Counts = 2
-    stride: Counts | None = None
-    padding: Padding = "valid"
-
     def pool(self, plan, x, y, windows):
         xp, t, left = plan.xp, plan.scratch(y.shape), plan.scratch(y.shape)
         places = self._places(windows)
-        inputs = [(y.value[o], x.value[i]) for o, i in places]
-
-        def forward():
-            xp.copyto(y.value, -np.inf)
-            for out, seen in inputs:
-                xp.maximum(out, seen, out=out)
-
-        plan.step(forward, None)
+        plan.step(self._over(plan, x, y, places, xp.maximum, -np.inf), None)
         if x.grad is None:
             return
         routes = [(y.value[o], x.value[i], x.grad[i], t[o], left[o]) for o, i in places]
@@ -90,10 +98,6 @@ class MaxPool2d(Pool):
 class AveragePool2d(Pool):
     """y = the mean of each window, over the inputs that it holds (padding is not counted);  dx = sum of dy / count"""
 
-    kernel: Counts = 2
-    stride: Counts | None = None
-    padding: Padding = "valid"
-
     def pool(self, plan, x, y, windows):
         xp, t = plan.xp, plan.scratch(y.shape)
         places = self._places(windows)
@@ -101,13 +105,11 @@ class AveragePool2d(Pool):
         for o, _ in places:
             counts[o] += 1
         share = plan.constant(1 / counts[:, :1])
-        inputs = [(y.value[o], x.value[i]) for o, i in places]
+        add_up = self._over(plan, x, y, places, xp.add, 0)
         grads = [] if x.grad is None else [(t[o], x.grad[i]) for o, i in places]
 
         def forward():
-            xp.copyto(y.value, 0)
-            for out, seen in inputs:
-                xp.add(out, seen, out=out)
+            add_up()
             xp.multiply(y.value, share, out=y.value)
 
         def backward():
@@ -123,10 +125,14 @@ class AveragePool2d(Pool):
         return cls((2, 3), stride=(2, 1), padding="same"), (5, 4, 2)
 
 
+@spec
 class Series(Pool):
     """The same for series (batch, time, channels), which are images of width 1."""
 
     __abstract__ = True
+    kernel: Count = 2
+    stride: Count | None = None
+    padding: Literal["valid", "same"] | Whole = "valid"
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         expect_series(plan, x)
@@ -138,16 +144,13 @@ class Series(Pool):
 
     @classmethod
     def example(cls):
-        return cls(3, stride=2, padding=1), (6, 2)  # type: ignore[call-arg]
+        return cls(3, stride=2, padding=1), (6, 2)
 
 
 @spec
 class MaxPool1d(Series):
     """MaxPool2d for series (batch, time, channels)."""
 
-    kernel: Count = 2
-    stride: Count | None = None
-    padding: Literal["valid", "same"] | Whole = "valid"
     pool = MaxPool2d.pool
 
 
@@ -155,9 +158,6 @@ class MaxPool1d(Series):
 class AveragePool1d(Series):
     """AveragePool2d for series (batch, time, channels)."""
 
-    kernel: Count = 2
-    stride: Count | None = None
-    padding: Literal["valid", "same"] | Whole = "valid"
     pool = AveragePool2d.pool
 
 
