@@ -310,7 +310,9 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
             m not in (1, n) for m, n in zip(a.shape[::-1], shape[::-1], strict=False)
         )):  # fmt: skip
             raise ValueError(f"{name} of a preparation has the shape {a.shape}, which does not fit rows of {shape}")
-        if name not in ("shift", "scale") and (a.ndim != 1 or classes or a.shape != numbers["target_shift"].shape):
+        if name not in ("shift", "scale") and (
+            a.ndim != 1 or classes or arrays[name].shape != arrays["target_shift"].shape
+        ):
             raise ValueError(f"{name} of a preparation does not fit its targets")
     target = tuple(_list(text["target"], "target", str))
     kind, horizon, found = text["kind"], text["horizon"], numbers.get
