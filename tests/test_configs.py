@@ -12,6 +12,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # name: (split, metric, the least and the largest value to expect), with the config as it is
 EXPECTED = {
     "digits": ("test", "accuracy", 0.97, 0.99),
+    "digits-autoencoder": ("test", "r2", 0.75, 0.79),
     "iris": ("test", "accuracy", 0.93, 1.0),
     "wine": ("test", "accuracy", 0.93, 1.0),
     "penguins": ("test", "accuracy", 0.97, 1.0),
@@ -19,6 +20,7 @@ EXPECTED = {
     "spirals": ("test", "accuracy", 0.985, 1.0),
     "xor": ("train", "accuracy", 1.0, 1.0),
 }
+ELSEWHERE = ("wheat-seeds",)  # in test_folds.py
 CONVOLUTIONS = ("digits-cnn", "digits-resnet", "mnist-cnn")  # in test_configs_conv.py
 # After one epoch, not the whole training.
 MNIST = {"mnist-mlp": (0.94, 0.985), "mnist-nielsen": (0.85, 0.95)}
@@ -31,7 +33,7 @@ def trained(name: str, *settings: str):
 
 
 def test_every_shipped_config_is_tested_here():
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == {*EXPECTED, *MNIST, "mazur", *CONVOLUTIONS}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == {*EXPECTED, *MNIST, "mazur", *CONVOLUTIONS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.stem)

@@ -384,6 +384,7 @@ def test_a_folder_with_the_runs_of_another_config_is_left_alone(untouched, tmp_p
         (["--vary", "optimizer.lr"], "expected KEY=A,B"),
         ([CONFIGS / "iris.toml"], "there are two variations"),
         (["--set", "optimizer.lr=[0.1, 0.2]", "--set", "population=2"], "use --vary instead"),
+        (["--set", "data.folds=3"], "use --vary data.fold=0,1,2 instead"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_refused(tmp_path, wrong, message):

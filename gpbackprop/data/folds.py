@@ -69,19 +69,18 @@ def joined(each: Sequence[Preparation], axes: int) -> Preparation:
 
     The targets of a row have `axes` axes. All else is the same in `each`.
     """
-    first = each[0]
+    first, inner = each[0], len(each[0].row_shape)
 
-    def stack(name: str, axes: int) -> np.ndarray | None:
-        if getattr(first, name) is None:
-            return None
+    def stack(name: str, axes: int) -> np.ndarray:
         a = np.stack([getattr(one, name) for one in each])
         return a.reshape(len(a), *(1,) * (axes + 2 - a.ndim), *a.shape[1:])
 
-    inner = len(first.row_shape)
+    found = dataclasses.replace(first, shift=stack("shift", inner), scale=stack("scale", inner))
+    if first.target_shift is None:
+        return found
     return dataclasses.replace(
-        first, shift=stack("shift", inner), scale=stack("scale", inner),
-        target_shift=stack("target_shift", axes), target_scale=stack("target_scale", axes),
-    )  # fmt: skip
+        found, target_shift=stack("target_shift", axes), target_scale=stack("target_scale", axes)
+    )
 
 
 def alone(data: Dataset, k: int) -> Dataset:
