@@ -5,7 +5,7 @@ prediction is the largest output, or, where one output stands for two classes, w
 Rows weigh what their `weight` says; confusion counts rows.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -126,9 +126,14 @@ class Confusion(Metric):
 
 @spec
 class R2(Metric):
-    """1 - sum_b w_b (t_b - y_b)^2 / sum_b w_b (t_b - mean t)^2, averaged over the outputs; nan for constant targets."""
+    """1 - sum_b w_b (t_b - y_b)^2 / sum_b w_b (t_b - mean t)^2, averaged over the outputs; nan for constant targets.
+
+    With average = "variance" both sums run over the outputs too: the share of all variance that is explained. It is for
+    many outputs of one kind, such as pixels, of which some hardly vary.
+    """
 
     classes_only = False
+    average: Literal["outputs", "variance"] = "outputs"
 
     def trace(self, plan, y, target, threshold):
         xp = plan.xp
@@ -168,6 +173,8 @@ class R2(Metric):
         error, t, t2, mass = (tallies[f"r2/{name}"] for name in ("error", "t", "t2", "mass"))
         spread = t2 - ratio(t * t, mass)
         spread[spread < 1e-12 * t2] = 0  # the rounding of constant targets
+        if self.average == "variance":
+            return 1 - ratio(error.sum(axis=-1), spread.sum(axis=-1))
         return (1 - ratio(error, spread)).mean(axis=-1)
 
 

@@ -44,8 +44,7 @@ class Model:
             lengths = np.full(n, self.preparation.row_shape[0])
         split = Split(inputs, targets, None, np.arange(n), lengths)
         y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
-        scale, shift = self.preparation.target_scale, self.preparation.target_shift
-        return y if scale is None else y / scale + shift
+        return self.preparation.in_raw_units(y)
 
     def predict(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """The predicted class indices (K, N), or for a regression the outputs (K, N, outputs)."""
@@ -63,7 +62,7 @@ class Model:
 
     def evaluate(self, split: Split) -> Row:
         """The loss and metrics on labelled rows: a number each, or a list with one for each member."""
-        metrics = self.config.train.metrics_for(self.classes)
+        metrics = self.config.train.metrics_for(self.preparation)
         with np.errstate(all="ignore"):
             return Evaluation(self.network, self.config.loss, metrics, split, self.preparation)()
 

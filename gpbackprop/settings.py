@@ -60,11 +60,13 @@ class Train:
             raise ConfigError(f"train.bptt = {self.bptt}: does not divide the {shape[0]} steps of a row")
         return (self.bptt, *shape[1:])
 
-    def metrics_for(self, classes: tuple[str, ...]) -> tuple[Metric, ...]:
+    def metrics_for(self, preparation: Preparation) -> tuple[Metric, ...]:
         """Those of an evaluation: those given, or accuracy for classes, R2 and mean absolute error for numbers."""
         if self.metrics is not None:
             return self.metrics
-        return (Accuracy(),) if classes else (R2(), MeanAbsoluteError())
+        if preparation.classes:
+            return (Accuracy(),)
+        return (R2("variance" if preparation.reconstructs else "outputs"), MeanAbsoluteError())
 
     def running(self, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
         """Those that are cheap enough to be counted in every training step."""

@@ -76,7 +76,7 @@ class Trainer:
         self.name, self.backend = name, select(device) if isinstance(device, str) else device
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
         self.network = Network(model, shape, self.backend, seeds, self.train.dtype, lengths)
-        self.metrics = self.train.metrics_for(data.preparation.classes)
+        self.metrics = self.train.metrics_for(data.preparation)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
         counted = self.train.running(self.metrics)
         self.training = Pass(self.network, loss, counted, split, data.preparation, training=True)

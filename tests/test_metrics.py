@@ -206,6 +206,15 @@ def test_r2_of_constant_targets_is_no_number(constant, weighted):
     assert np.isnan(measured(R2(), y, t, weight)).all()
 
 
+def test_r2_over_all_variance_lets_outputs_that_hardly_vary_count_little():
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(1, 60, 3)) * [1, 0.01, 0]
+    y = t + 0.1 * rng.normal(size=t.shape)
+    expected = 1 - ((t - y) ** 2).sum() / ((t - t.mean(axis=1)) ** 2).sum()
+    assert 0.9 < expected < 1
+    assert measured(R2("variance"), y, t)[0] == pytest.approx(expected, rel=1e-10)
+
+
 def test_r2_sees_a_small_spread_around_a_large_mean():
     rng = np.random.default_rng(0)
     t = 1000 + rng.normal(size=(1, 200, 1))

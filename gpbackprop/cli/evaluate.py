@@ -38,7 +38,7 @@ def command(model, split, file, best, device, as_json):
         name, rows = str(file), read_labelled(found.preparation, file, missing, dtype)
     else:
         name, rows = _split(found, split)
-    metrics = found.config.train.metrics_for(found.classes)
+    metrics = found.config.train.metrics_for(found.preparation)
     confusion = () if not found.classes or any(isinstance(m, Confusion) for m in metrics) else (Confusion(),)
     results = Evaluation(found.network, found.config.loss, (*metrics, *confusion), rows, found.preparation)()
     if as_json:

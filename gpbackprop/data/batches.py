@@ -1,5 +1,6 @@
 """Rows of a split, gathered into the inputs of a plan and prepared on the way: the table keeps its own dtype."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ class Feed:
     """The table of a split on the device.
 
     `bind(plan)` gives the plan's target and a call that fills the plan's input, target and weights with the rows of
-    an index array (K, batch):  x = (table[index] - shift) scale.
+    an index array (K, batch):  x = (table[index] - shift) scale. The target of a reconstruction is the plan's input.
     """
 
     def __init__(self, backend: Backend, split: Split, preparation: Preparation):
         self.backend, self.preparation = backend, preparation
-        self.inputs, self.targets = backend.array(split.inputs), backend.array(split.targets)
+        self.inputs = backend.array(split.inputs)
+        self.targets: Array = None if preparation.reconstructs else backend.array(split.targets)
         self.weights = None if split.weights is None else backend.array(split.weights)
         self.lengths = None if split.lengths is None else backend.array(split.lengths)
 
@@ -35,6 +37,8 @@ class Feed:
             labels = plan.scratch((*rows, *self.targets.shape[1:]), np.int64)
             loads.append(_reader(plan, self.targets, labels))
             value, classes, scale = labels, len(prep.classes), None
+        elif prep.reconstructs:
+            value, classes, scale = plan.x.value, 0, _raw_scale(plan, prep)
         else:
             value, classes = plan.scratch((*rows, *self.targets.shape[1:])), 0
             loads.append(_reader(plan, self.targets, value, prep.target_shift, prep.target_scale))
@@ -49,6 +53,14 @@ class Feed:
                 read(index)
 
         return Target(value, classes, weight, scale), load
+
+
+def _raw_scale(plan: Plan, prep: Preparation) -> Any:
+    """What turns a difference of reconstructed and prepared inputs into raw units, for each of the plan's outputs."""
+    row, out = plan.x.shape[1:], plan.y.shape[1:]
+    folds = prep.scale.shape[: -len(row)]
+    fits = math.prod(row) == math.prod(out)  # where not, the loss says so
+    return np.broadcast_to(1 / prep.scale, (*folds, *row)).reshape(*folds, *out) if fits else None
 
 
 def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any = None) -> Callable[[Array], None]:

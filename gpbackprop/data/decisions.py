@@ -34,9 +34,31 @@ def usable(raw: Raw, policy: str) -> Raw:
     return raw.take(~gone) if gone.any() else raw
 
 
+def check_reconstruction(data) -> list[str]:
+    """What in a `Data` does not go with a reconstruction, each beginning with its key."""
+    found = []
+    if data.task == "reconstruction" and data.target is not None:
+        found.append(f"target: found {data.target!r}, but the targets of a reconstruction are its inputs; leave it out")
+    if data.task == "reconstruction" and data.normalize_targets != "none":
+        found.append("normalize_targets: the targets of a reconstruction are normalised as its inputs; leave it out")
+    return found
+
+
+def unlabelled(raw: Raw) -> Raw:
+    """`raw` without its targets, for a network whose targets are its inputs. Raises ConfigError for windows."""
+    if raw.kind in ("series", "text"):
+        raise ConfigError(
+            f'data.task = "reconstruction": the rows of {raw.where} are windows over a {raw.kind}, whose targets lie '
+            "behind them; leave data.window out, or give the windows as rows of an array"
+        )
+    return dataclasses.replace(raw, targets=None, target_names=("x",))
+
+
 def class_names(task: str, raw: Raw) -> tuple[str, ...]:
     """The names of the classes in their order (by value where all are numbers), or () for a regression."""
     targets = raw.targets
+    if task == "reconstruction":
+        return ()
     if raw.kind == "text":
         return raw.inputs.words
     if targets is None:

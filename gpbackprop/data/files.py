@@ -40,26 +40,29 @@ def read(
     weight: str | None = None,
     header: str | bool = "auto",
     series: bool = False,
+    labelled: bool = True,
 ) -> dict[str, Raw]:
     """The rows to train on and, where the file holds them, to test on. Raises DataError for a damaged file.
 
-    Of a `series` the inputs are by default the targets: it tells its own future.
+    Of a `series` the inputs are by default the targets: it tells its own future. What is not `labelled` needs no
+    targets, and every column of a CSV is by default an input.
     """
     found = kind(path)
     if found == "csv":
-        return {"train": _read_csv(path, target, inputs, weight, header, series)}
+        return {"train": _read_csv(path, target, inputs, weight, header, series, labelled)}
     if target is not None and not isinstance(target, str):
         raise DataError(
             f"{path}: data.target = {target!r}; expected the name of one array (or of the labels' file for IDX)"
         )
     if found == "idx":
-        return {"train": _read_idx(path, target)}
+        return {"train": _read_idx(path, target) if labelled else _read_images(path)}
     return (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
 
 
-def _read_csv(path, target, inputs, weight, header, series) -> Raw:
+def _read_csv(path, target, inputs, weight, header, series, labelled) -> Raw:
     layout = csv.scan(path, header)
     asked = [-1] if target is None else list(target) if isinstance(target, list | tuple) else [target]
+    asked = asked if labelled else []
     targets = [layout.column(name, "data.target") for name in asked]
     weights = [] if weight is None else [layout.column(weight, "data.weight")]
     if inputs is None and series:
@@ -88,7 +91,7 @@ def _read_csv(path, target, inputs, weight, header, series) -> Raw:
                 f"{path}, column {name!r}: {len(cells.words)} different texts (such as {cells.words[0]!r}) are too "
                 f"many categories, at most {csv.MOST_CATEGORIES}; leave it out with `inputs` or write numbers"
             )
-    y = _beside(columns, targets)
+    y = _beside(columns, targets) if targets else None
     w = columns[weights[0]] if weights else None
     return Raw(str(path), {name: columns[name] for name in names}, y, w, tuple(targets), layout.header, lines)
 
@@ -111,6 +114,10 @@ def _read_idx(path: Path, target: str | None) -> Raw:
     )
 
 
+def _read_images(path: Path) -> Raw:
+    return Raw(str(path), as_table(idx.read(path), str(path), "the file"))
+
+
 def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     """The rows of `path` as the preparation needs them, with targets (and weights, where there are some) if `labelled`.
 
@@ -118,19 +125,19 @@ def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
     """
     if preparation.kind == "text":
         return read_text(path, preparation.row_shape[0])
-    found = kind(path)
+    found, weight = kind(path), preparation.weight if labelled else None
+    labelled = labelled and not preparation.reconstructs
     if found == "csv":
-        return _columns_of(preparation, path, labelled)
+        return _columns_of(preparation, path, labelled, weight)
     if found == "idx":
-        return _read_idx(path, None) if labelled else Raw(str(path), as_table(idx.read(path), str(path), "the file"))
+        return _read_idx(path, None) if labelled else _read_images(path)
     own_name = labelled and not preparation.columns and preparation.target[0] not in arrays.NAMES["targets"]
     target = preparation.target[0] if own_name else None
-    weight = preparation.weight if labelled else None
     parts = (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
     return parts["train"]
 
 
-def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
+def _columns_of(preparation: Preparation, path: Path, labelled: bool, weight: str | None) -> Raw:
     columns = preparation.columns
     layout = csv.scan(path, preparation.header if columns else "auto")
     wanted = [column.name for column in columns]
@@ -149,7 +156,7 @@ def _columns_of(preparation: Preparation, path: Path, labelled: bool) -> Raw:
         )
     if labelled and not targets:
         raise DataError(f"{path}: a row has {width} values, all of them inputs; expected the target after them")
-    weight = preparation.weight if labelled and preparation.weight in layout.names else None
+    weight = weight if weight in layout.names else None
     numeric = [not column.categories for column in columns] or [True] * size
     kinds = dict(zip(names, numeric, strict=True))
     if labelled:

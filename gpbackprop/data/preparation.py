@@ -32,6 +32,11 @@ class Column:
     def width(self) -> int:
         return len(self.categories) or 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each number of it is called."""
+        return tuple(f"{self.name} = {category}" for category in self.categories) or (self.name,)
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -42,6 +47,7 @@ class Preparation:
     `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
     `kind` says what a row is: one of the source's "rows", one of its "sequences" (T, features), a window over a
     "series" (the target lies `horizon` steps after it), or one over a "text", whose classes are the characters.
+    Where it `reconstructs`, the targets are the normalised inputs themselves, and `target` names these.
     Of the `folds` of a cross-validation each has moments of its own: `shift` and `scale` are (F, 1, row axes...),
     broadcastable to (F, rows, *row_shape), and `target_shift` and `target_scale` are (F, 1, ..., O).
     """
@@ -58,6 +64,7 @@ class Preparation:
     target_scale: np.ndarray | None = None
     kind: str = "rows"
     horizon: int = 1
+    reconstructs: bool = False
 
     @property
     def folds(self) -> int:
@@ -98,7 +105,10 @@ class Preparation:
 
     def pairs(self, raw: Raw, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `raw` and their targets, as `encode` and `labels` give them; of a series, those with a target."""
-        x, targets = self.encode(raw, dtype), self.labels(raw, dtype)
+        x = self.encode(raw, dtype)
+        if self.reconstructs:
+            return x, x
+        targets = self.labels(raw, dtype)
         if self.kind != "series":
             return x, targets
         window = self.row_shape[0]
@@ -108,6 +118,13 @@ class Preparation:
                 f"need {window + self.horizon} at least"
             )
         return x[: -self.horizon], targets[window - 1 + self.horizon :]
+
+    def in_raw_units(self, y: np.ndarray) -> np.ndarray:
+        """The outputs y (K, N, ...) of a network as numbers of the raw targets: what normalised them undone."""
+        if self.reconstructs:
+            rows = y.reshape(*y.shape[:2], *self.row_shape)
+            return (rows / self.scale + self.shift).reshape(y.shape)
+        return y if self.target_scale is None else y / self.target_scale + self.target_shift
 
     def labels(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The targets of `raw`: (N,) int64 class numbers, or (N, O) of `dtype`. Raises DataError, with the row, for a
@@ -280,13 +297,15 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         text = json.loads(encoded.tobytes().decode())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the text of a preparation is not JSON: {error}") from error
-    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind", "horizon"}
+    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind", "horizon", "reconstructs"}
     if not isinstance(text, dict) or set(text) != keys:
         raise ValueError(f"the text of a preparation has other keys than {sorted(keys)}")
     columns = tuple(_column(item) for item in _list(text["columns"], "columns", dict))
     shape = tuple(_list(text["row_shape"], "row_shape", int))
     if not shape or min(shape) < 1 or not isinstance(text["header"], bool):
         raise ValueError(f"a preparation with the row shape {shape} and the header {text['header']!r}")
+    if not isinstance(text["reconstructs"], bool) or (text["reconstructs"] and text["classes"]):
+        raise ValueError(f"a preparation that reconstructs {text['reconstructs']!r}, of the classes {text['classes']}")
     if text["kind"] not in KINDS or type(text["horizon"]) is not int or text["horizon"] < 1:
         raise ValueError(f"a preparation of the kind {text['kind']!r} and the horizon {text['horizon']!r}")
     features = shape[1:] if text["kind"] == "series" else shape
@@ -318,7 +337,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
     kind, horizon, found = text["kind"], text["horizon"], numbers.get
     return Preparation(
         columns, target, text["weight"], text["header"], classes, shape, numbers["shift"], numbers["scale"],
-        found("target_shift"), found("target_scale"), kind, horizon,
+        found("target_shift"), found("target_scale"), kind, horizon, text["reconstructs"],
     )  # fmt: skip
 
 

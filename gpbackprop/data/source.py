@@ -11,7 +11,7 @@ from pydantic import Field
 from gpbackprop.backend import random
 from gpbackprop.data import files
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
-from gpbackprop.data.decisions import class_names, normalised, row_shape, usable
+from gpbackprop.data.decisions import check_reconstruction, class_names, normalised, row_shape, unlabelled, usable
 from gpbackprop.data.folds import alone, check_folds, deal, expect_apart, joined
 from gpbackprop.data.generated import GENERATED, generate
 from gpbackprop.data.idx import read as read_idx
@@ -43,7 +43,8 @@ class Data:
     inputs      CSV: the input columns; by default all but target and weight
     weight      a column or array with a weight for each row
     task        "auto": text, few whole numbers, an array of integers, or an array of one-hot rows (a single 1 among 0)
-                are classes, the last named "0", "1", ... by column; other numbers a regression
+                are classes, the last named "0", "1", ... by column; other numbers a regression. In a "reconstruction"
+                the normalised inputs are the targets: all columns but `weight` unless `inputs` names them
     validation  a fraction of the rows, or a file; test: the same, by default the test rows that the source comes with
     folds       F deals the rows that are not kept aside to test into F folds for a cross-validation: a population of F
                 networks, each with a fold of its own as its validation split, trained on and prepared by the others
@@ -65,7 +66,7 @@ class Data:
     target: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     inputs: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     weight: Text | None = None
-    task: Literal["auto", "classification", "regression"] = "auto"
+    task: Literal["auto", "classification", "regression", "reconstruction"] = "auto"
     validation: Fraction | Text = 0.0
     test: Fraction | Text | None = None
     folds: Annotated[int, Field(strict=True, ge=2)] | None = None
@@ -82,7 +83,7 @@ class Data:
     horizon: Count | None = None
 
     def __post_init__(self):
-        if found := check_folds(self):
+        if found := check_folds(self) + check_reconstruction(self):
             raise ValueError("\n".join(found))
 
 
@@ -97,6 +98,9 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     folder = Path(base or ".")
     known, parts = _read(data, folder)
     parts = {name: _as_series(part, data) for name, part in parts.items()}
+    reconstructs = data.task == "reconstruction"
+    if reconstructs:
+        parts = {name: unlabelled(part) for name, part in parts.items()}
     raw = usable(parts["train"], data.missing)
     classes = class_names(data.task, raw)
     if classes and data.normalize_targets != "none":
@@ -119,16 +123,21 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     columns = filled_columns(raw, table, data.missing == "mean") if isinstance(raw.inputs, dict) else ()
     shape = raw.inputs.codes.shape[1:] if isinstance(raw.inputs, Words) else () if columns else raw.inputs.shape[1:]
     size = sum(column.width for column in columns) or int(np.prod(shape))
+    names = raw.target_names
+    if reconstructs and columns:
+        names = tuple(name for column in columns for name in column.names)
     stored = (known.stored if known else ()) or ((size,) if columns else shape)
     preparation = Preparation(
-        columns, raw.target_names, data.weight, raw.header, classes,
+        columns, names, data.weight, raw.header, classes,
         row_shape(data.shape, size, stored, raw, window), np.zeros(1), np.ones(1),
-        kind=raw.kind, horizon=data.horizon or 1,
+        kind=raw.kind, horizon=data.horizon or 1, reconstructs=reconstructs,
     )  # fmt: skip
     whole = _split(preparation, raw, dtype)
     x, targets = whole.inputs, whole.targets
     if known and known.pixels:
         x = x.astype(np.uint8, copy=False)
+    if reconstructs:
+        targets = x
     how = (data.normalize, data.normalize_targets)
     if data.folds:
         known_classes = None if stratify is None else stratify[rows["train"]]
@@ -138,7 +147,7 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
     else:
         preparation = normalised(preparation, how, x, targets, rows["train"], raw.lengths)
 
-    splits = {name: dataclasses.replace(whole, inputs=x, index=index) for name, index in rows.items()}
+    splits = {name: dataclasses.replace(whole, inputs=x, targets=targets, index=index) for name, index in rows.items()}
     if "test" in parts and data.test is None:
         splits["test"] = _whole(preparation, parts["test"], data.missing, dtype)
     for name in ("validation", "test"):
@@ -212,7 +221,7 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
     if known is None and data.window and path.suffix.lower() == ".txt":
         return None, {"train": read_text(path, data.window)}
     if known is None:
-        return None, files.read(path, **options)
+        return None, files.read(path, **options, labelled=data.task != "reconstruction")
     if known.name in SEQUENCES:
         make, usual_rows, length = SEQUENCES[known.name]
         rng = random.generator(data.seed, f"data/{known.name}")

@@ -225,10 +225,7 @@ def _settings(optimizer: Any) -> dict[str, Any]:
 
 
 def _inputs(trainer: Trainer) -> list[str]:
-    names = []
-    for column in trainer.data.preparation.columns:
-        names += [f"{column.name} = {category}" for category in column.categories] or [column.name]
-    return names
+    return [name for column in trainer.data.preparation.columns for name in column.names]
 
 
 def _targets(trainer: Trainer) -> list[str]:
