@@ -339,7 +339,8 @@ def test_train_prints_each_fold_their_mean_and_deviation_and_so_does_json(comman
     assert lines[start + 5][2] == f"{np.mean(accuracy):.4f}"
     results = json.loads(command("evaluate", "a", "--split", "validation", "--json", "--device", "cpu"))["results"]
     assert results["accuracy"] == accuracy
-    assert "folds" not in json.loads(command("resume", "a", "--epochs", 3, "--json", "-q"))["test"]
+    assert ", 4 folds" in command("inspect", "a")
+    assert set(json.loads(command("resume", "a", "--epochs", 3, "--json", "-q"))["folds"]) == {"mean", "deviation"}
 
 
 # The config.

@@ -61,6 +61,8 @@ def _facts(checkpoint, model, run: dict[str, Any]) -> dict[str, Any]:
             "source": config.data.source,
             "normalize": config.data.normalize,
             "missing": config.data.missing,
+            "folds": config.data.folds,
+            "fold": config.data.fold,
             "target": list(prep.target),
             "classes": list(prep.classes),
             "columns": [{"name": c.name, "categories": list(c.categories), "fill": c.fill} for c in prep.columns],
@@ -114,13 +116,16 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["steps_in_epoch"]:
         done += f" ({facts['steps_in_epoch']} of them in the next epoch)"
     optimizer = ", ".join(f"{k} {_short(v)}" for k, v in facts["optimizer"].items() if k != "type")
+    folds = ""
+    if data["folds"]:
+        folds = f", {data['folds']} folds" if data["fold"] is None else f", fold {data['fold']} of {data['folds']}"
     lines = {
         "trained": done,
         "seed": ", ".join(map(str, facts["seeds"])),
         "loss": facts["loss"],
         "optimizer": f"{facts['optimizer']['type']}, {optimizer}",
         **_metrics(facts),
-        "data": f"{data['source']}, normalize {data['normalize']}, missing {data['missing']}",
+        "data": f"{data['source']}, normalize {data['normalize']}, missing {data['missing']}{folds}",
         "target": ", ".join(data["target"]),
     }
     if data["classes"]:
