@@ -62,7 +62,7 @@ class Loss:
         each, total = plan.scratch((y.shape[0], 1)), plan.scratch((1, 1))
         mass: Array
         scale: Array
-        forward_rows, backward_rows = self.rows(plan, y, t, each)
+        forward_rows, backward_rows = map(plan.backend.tape.guard, self.rows(plan, y, t, each))
         if weight is None:
             mass = plan.constant(np.full((plan.K, 1, 1), y.shape[0]))
             scale = 1 / y.shape[0] if self.reduce == "mean" else 1

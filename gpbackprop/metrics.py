@@ -116,7 +116,7 @@ class Confusion(Metric):
             xp.multiply(labels, classes, out=cell)
             xp.add(cell, predicted, out=cell)
             xp.add(cell, first, out=cell)
-            plan.backend.scatter_add(counts, cell, one)
+            plan.backend.scatter_add(one, cell, counts)
 
         plan.step(forward, None)
 

@@ -37,7 +37,7 @@ class Model:
         were normalised for training come back in their own units.
         """
         n, shape = len(inputs), self.network.output_shape
-        if self.network.row_shape != self.preparation.row_shape:  # a window of it
+        if self.network.row_shape != self.preparation.input_shape:  # a window of it
             shape = (*self.preparation.row_shape[:1], *shape[1:])
         targets = np.zeros((n, *shape[:-1]), np.int64) if self.classes else np.zeros((n, *shape))
         if self.network.lengths and lengths is None:

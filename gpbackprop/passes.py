@@ -7,6 +7,7 @@ import numpy as np
 
 from gpbackprop.backend import Array
 from gpbackprop.data import Preparation, Split
+from gpbackprop.data.augment import Augment
 from gpbackprop.data.batches import Feed, visits
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
@@ -29,11 +30,12 @@ class Pass:
         split: Split,
         preparation: Preparation,
         training: bool,
+        augment: Augment | None = None,
     ):
         self.network, self.loss, self.metrics, self.training = network, loss, metrics, training
-        steps = network.row_shape[0]
-        self.split = split if split.inputs.shape[1:2] == (steps,) else split.cut(steps)
-        self.feed = Feed(network.backend, self.split, preparation)
+        steps = network.row_shape[:1]
+        self.split = split if preparation.input_shape[:1] == steps else split.cut(*steps)
+        self.feed = Feed(network.backend, self.split, preparation, augment)
         self.tallies: dict[str, Array] = {}
         self.carried: dict[str, Array] | None = {} if self.split.windows > 1 else None
         self.plans: dict[int, tuple[Plan, Callable[[Array], None]]] = {}

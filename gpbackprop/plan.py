@@ -318,10 +318,11 @@ class Plan:
 
     def step(self, forward: Closure | None, backward: Closure | None) -> None:
         """Register a closure pair. Forwards run in this order, backwards in the reverse order."""
+        guard = self.backend.tape.guard
         if forward:
-            self.forwards.append(forward)
+            self.forwards.append(guard(forward))
         if backward and self.training:
-            self.backwards.append(backward)
+            self.backwards.append(guard(backward))
 
     def note(self, name: str, slot: Slot) -> None:
         """Note a slot of the layer at the current path for those who look at or check the numbers inside."""

@@ -44,7 +44,7 @@ class Train:
 
     def row_shape(self, preparation: Preparation) -> tuple[int, ...]:
         """What a network sees of a row at once. Raises ConfigError where `bptt` does not fit the data."""
-        shape = preparation.row_shape
+        shape = preparation.input_shape
         if self.bptt is None:
             return shape
         own = preparation.of_fold(0) if preparation.folds else preparation

@@ -70,6 +70,8 @@ class Trainer:
             raise ConfigError(f"population: found {population}, but {folds} folds make {folds} members; leave it out")
         if any(not 0 <= each < 2**63 for each in seeds):
             raise ConfigError(f"seed: found {seed!r}, expected 0 to {2**63 - 1} for every member of the population")
+        if data.augment and self.train.bptt:
+            raise ConfigError("train.bptt: windows of steps are no images, which data.augment is for; leave one of them out")
         split = data.splits["train"]
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
@@ -79,7 +81,7 @@ class Trainer:
         self.metrics = self.train.metrics_for(data.preparation)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
         counted = self.train.running(self.metrics)
-        self.training = Pass(self.network, loss, counted, split, data.preparation, training=True)
+        self.training = Pass(self.network, loss, counted, split, data.preparation, True, data.augment)
         self.steps_per_epoch = -(-len(split) // self.batch_size) * self.training.split.windows
         for size in {self.batch_size, len(split) % self.batch_size or self.batch_size}:
             self.training.plan(size)

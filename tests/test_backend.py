@@ -140,17 +140,37 @@ def test_scatter_add_adds_up_repeated_rows(device):
     expected = table.copy()
     np.add.at(expected, index, rows)
     a = device.array(table)
-    device.scatter_add(a, device.array(index), device.array(rows))
+    device.scatter_add(device.array(rows), device.array(index), a)
     assert np.array_equal(device.host(a), expected)
 
 
 def test_capture_is_one_call_that_runs_the_steps_in_order(device):
-    done = []
-    run = device.capture([lambda: done.append(1), lambda: done.append(2)])
-    assert done == []
-    run()
-    run()
-    assert done == [1, 2, 1, 2]
+    xp, a = device.xp, device.array(np.array([1.0, 2.0]))
+    run = device.capture([lambda: xp.add(a, 1, out=a), lambda: xp.multiply(a, 2, out=a)])
+    assert device.host(a).tolist() == [1, 2]
+    for _ in range(3):
+        run()
+    assert device.host(a).tolist() == [(((1 + 1) * 2 + 1) * 2 + 1) * 2, (((2 + 1) * 2 + 1) * 2 + 1) * 2]
+
+
+def test_a_step_that_allocates_runs_as_it_is_and_the_log_says_so(device, caplog):
+    xp, a, b = device.xp, device.array(np.array([1.0, 2.0])), device.array(np.zeros(2))
+    run = device.capture([lambda: xp.add(a, 1, out=a), lambda: xp.copyto(b, xp.sqrt(a))])
+    with caplog.at_level("INFO", "gpbackprop"):
+        for _ in range(3):
+            run()
+    assert device.host(b).tolist() == [2.0, 5**0.5]
+    assert "xp.sqrt" in caplog.text
+
+
+def test_a_captured_step_inside_another_one_is_a_part_of_it(device):
+    xp, a = device.xp, device.array(np.array([1.0]))
+    inner = device.capture([lambda: xp.add(a, 1, out=a)])
+    outer = device.capture([inner, lambda: xp.multiply(a, 2, out=a)])
+    for _ in range(3):
+        outer()
+    inner()
+    assert device.host(a).tolist() == [(((1 + 1) * 2 + 1) * 2 + 1) * 2 + 1]
 
 
 def test_sync_returns_nothing(device):
@@ -163,7 +183,7 @@ def test_verbs_neither_wait_nor_copy_from_the_host(fake):
     with fake_cupy.forbid_sync():
         fake.gemm(a, a.swapaxes(-1, -2), out)
         fake.gather(a, index, rows)
-        fake.scatter_add(a, index, rows)
+        fake.scatter_add(rows, index, a)
 
 
 # Randomness
@@ -414,7 +434,7 @@ def test_an_error_that_is_not_of_cuda_is_not_hidden(monkeypatch):
 
 def test_the_backend_package_does_not_import_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert select("cpu").xp is np
+    assert select("cpu").module is np
     assert room.Backend().name == "cpu"
 
 

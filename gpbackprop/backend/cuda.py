@@ -6,12 +6,14 @@ A process works on one device: the backend that was made last has made its devic
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend import replay
 from gpbackprop.backend.numpy import Array, Backend
+from gpbackprop.backend.tape import Call, verb
 from gpbackprop.errors import DeviceError
 
 INSTALL = (
@@ -35,12 +37,12 @@ class CudaBackend(Backend):
         if not 0 <= index < found:
             names = "cuda:0" if found == 1 else f"cuda:0 to cuda:{found - 1}"
             raise DeviceError(f"{self.name}: there is no such device; found {found}: use {names}{_visible()}")
-        self.xp = load()
+        super().__init__(load())
         try:
-            self.device = self.xp.cuda.Device(index)
+            self.device = self.module.cuda.Device(index)
             self.device.use()
             self._products = self._load_products()
-            self.description = _describe(self.xp.cuda.runtime, index, self.xp.__version__)
+            self.description = _describe(self.module.cuda.runtime, index, self.module.__version__)
             self._try_out()
         except Exception as error:
             if (text := reason(error)) is None:
@@ -48,18 +50,19 @@ class CudaBackend(Backend):
             raise DeviceError(f"{self.name}: {text}") from error
 
     def array(self, host: np.ndarray) -> Array:
-        return self.xp.array(host)
+        return self.module.array(host)
 
     def host(self, a: Array) -> np.ndarray:
-        return self.xp.asnumpy(a)
+        return self.module.asnumpy(a)
 
     def stage(self, host: np.ndarray, out: Array) -> None:
         whole = np.array(np.broadcast_to(host, out.shape), out.dtype, order="C", copy=None)
         if out.flags.c_contiguous:
             out.set(whole)
         else:  # `set` writes one block of memory
-            out[...] = self.xp.array(whole)
+            out[...] = self.module.array(whole)
 
+    @verb
     def gemm(self, a: Array, b: Array, out: Array) -> None:
         """out[k,m,n] = sum_j a[k,m,j] b[k,j,n]; `a` and `b` may be transposed views.
 
@@ -71,33 +74,38 @@ class CudaBackend(Backend):
         left, right, result = _layout(a, k), _layout(b, k), _layout(out, k)
         alike = a.dtype == b.dtype == out.dtype and out.dtype in self._products and a.size and b.size
         if not (left and right and result and alike) or result[0]:
-            self.xp.matmul(a, b, out=out)
+            self.module.matmul(a, b, out=out)
             return
         call, one, zero = self._products[out.dtype]
         # cuBLAS counts columns first: what it takes for the transpose of a row-major matrix is that matrix. It is
         # asked for out' = b' a', where ' exchanges rows and columns.
         call(
-            self.xp.cuda.get_cublas_handle(), right[0], left[0], n, m, a.shape[2],
+            self.module.cuda.get_cublas_handle(), right[0], left[0], n, m, a.shape[2],
             one.ctypes.data, b.data.ptr, *right[1:], a.data.ptr, *left[1:],
             zero.ctypes.data, out.data.ptr, *result[1:], k,
         )  # fmt: skip
 
+    @verb
     def gather(self, table: Array, index: Array, out: Array) -> None:
-        self.xp.take(table, index, axis=0, out=out)
+        self.module.take(table, index, axis=0, out=out)
 
-    def scatter_add(self, table: Array, index: Array, rows: Array) -> None:
+    @verb
+    def scatter_add(self, rows: Array, index: Array, table: Array) -> None:
         """table[index[i...],:] += rows[i...,:]; repeated indices add up, in no fixed order.
 
         Exact, and therefore repeatable, for whole numbers below 2**53 in float64 (counts); sums of fractions are not.
         """
-        self.xp.add.at(table, index, rows)
+        self.module.add.at(table, index, rows)
+
+    def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
+        return replay.compile(calls, replay.as_it_is)
 
     def sync(self) -> None:
         self.device.synchronize()
 
     def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
         """The strided batched product of each dtype, with the 1 and 0 that it reads through pointers."""
-        blas = self.xp.cuda.cublas
+        blas = self.module.cuda.cublas
         calls: dict[Any, Any] = {
             np.dtype(np.float32): blas.sgemmStridedBatched,
             np.dtype(np.float64): blas.dgemmStridedBatched,
@@ -108,9 +116,9 @@ class CudaBackend(Backend):
         """A compiled kernel and a product in float32, checked against the host: the device works, without rounding."""
         a = np.float32(1) + np.arange(6, dtype=np.float32).reshape(1, 2, 3) * np.float32(2**-20)
         b = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)
-        out = self.xp.zeros((1, 2, 2), np.float32)
+        out = self.module.zeros((1, 2, 2), np.float32)
         self.gemm(self.array(a), self.array(b).swapaxes(-1, -2), out)
-        self.xp.add(out, 1, out=out)
+        self.module.add(out, 1, out=out)
         got, expected = self.host(out), a[:, :, :2] + 1
         if not np.array_equal(got, expected):
             raise DeviceError(

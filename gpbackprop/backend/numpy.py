@@ -1,11 +1,16 @@
 """Arrays on the CPU: NumPy itself, and the few verbs that layers need beside it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend import replay
+from gpbackprop.backend.tape import Call, Namespace, Tape, verb
+
 Array = Any
+log = logging.getLogger("gpbackprop")
 
 
 class Backend:
@@ -14,11 +19,14 @@ class Backend:
     The verbs write into `out` and allocate nothing, so that a list of them can be replayed over fixed addresses.
     """
 
-    xp: Any = np
     name = "cpu"
     description = "NumPy on the CPU"
     block = 2**18  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
+
+    def __init__(self, module: Any = np) -> None:
+        self.module, self.tape = module, Tape()
+        self.xp: Any = Namespace(module, self.tape)
 
     def array(self, host: np.ndarray) -> Array:
         """A device array with the values of `host`, which nobody changes afterwards: here it may be `host` itself."""
@@ -32,27 +40,46 @@ class Backend:
         """out[...] = host."""
         out[...] = host
 
+    @verb
     def gemm(self, a: Array, b: Array, out: Array) -> None:
         """out[k,m,n] = sum_j a[k,m,j] b[k,j,n]; `a` and `b` may be transposed views."""
         np.matmul(a, b, out=out)
 
+    @verb
     def gather(self, table: Array, index: Array, out: Array) -> None:
         """out[i...,:] = table[index[i...],:]; `out` has the dtype of `table`, the indices are in range."""
         np.take(table, index, axis=0, out=out, mode="clip")
 
-    def scatter_add(self, table: Array, index: Array, rows: Array) -> None:
+    @verb
+    def scatter_add(self, rows: Array, index: Array, table: Array) -> None:
         """table[index[i...],:] += rows[i...,:]; repeated indices add up."""
         np.add.at(table, index, rows)
 
     def capture(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-        """One call that runs `steps` in order."""
-        steps = tuple(steps)
+        """One call that runs `steps` in order. They run as they are the first time, and from the tape after that."""
+        steps, replayed = tuple(steps), None
 
         def run() -> None:
+            nonlocal replayed
+            if self.tape.calls is not None:  # part of a step that records
+                as_they_are()
+            elif replayed is not None:
+                replayed()
+            else:
+                calls = self.tape.record(steps)
+                if calls is None:
+                    log.info("xp.%s is called without out=: this step runs as it is, not from a tape", self.tape.lost)
+                replayed = as_they_are if calls is None else self.replay(calls)
+
+        def as_they_are() -> None:
             for step in steps:
                 step()
 
         return run
+
+    def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
+        """One call that makes all `calls` in order, with the same bits."""
+        return replay.compile(calls)
 
     def sync(self) -> None:
         """Wait until all that was asked for is done."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpbackprop.backend import Array, Backend, random
+from gpbackprop.data.augment import Augment, Pick, centre
 from gpbackprop.data.preparation import Preparation
 from gpbackprop.data.split import Split
 from gpbackprop.plan import Plan, Target
@@ -17,20 +18,23 @@ class Feed:
 
     `bind(plan)` gives the plan's target and a call that fills the plan's input, target and weights with the rows of
     an index array (K, batch):  x = (table[index] - shift) scale. The target of a reconstruction is the plan's input.
+    In plans that train the rows are augmented.
     """
 
-    def __init__(self, backend: Backend, split: Split, preparation: Preparation):
-        self.backend, self.preparation = backend, preparation
+    def __init__(self, backend: Backend, split: Split, preparation: Preparation, augment: Augment | None = None):
+        self.backend, self.preparation, self.augment = backend, preparation, augment
         self.inputs = backend.array(split.inputs)
         self.targets: Array = None if preparation.reconstructs else backend.array(split.targets)
         self.weights = None if split.weights is None else backend.array(split.weights)
         self.lengths = None if split.lengths is None else backend.array(split.lengths)
 
     def bind(self, plan: Plan) -> tuple[Target, Callable[[Array], None]]:
-        prep, rows = self.preparation, (plan.batch,)
-        loads = [
-            _reader(plan, self.inputs, plan.x.value, prep.shift, prep.scale),
-        ]
+        prep, rows, pick = self.preparation, (plan.batch,), _whole
+        if self.augment and plan.training:
+            pick = self.augment.bind
+        elif prep.crop:
+            pick = centre
+        loads = [_reader(plan, self.inputs, plan.x.value, *prep.moments, pick)]
         if plan.lengths is not None:
             loads.append(_reader(plan, self.lengths, plan.lengths))
         if prep.classes:
@@ -57,21 +61,28 @@ class Feed:
 
 def _raw_scale(plan: Plan, prep: Preparation) -> Any:
     """What turns a difference of reconstructed and prepared inputs into raw units, for each of the plan's outputs."""
-    row, out = plan.x.shape[1:], plan.y.shape[1:]
-    folds = prep.scale.shape[: -len(row)]
+    row, out, (_, scale) = plan.x.shape[1:], plan.y.shape[1:], prep.moments
+    folds = scale.shape[: -len(row)]
     fits = math.prod(row) == math.prod(out)  # where not, the loss says so
-    return np.broadcast_to(1 / prep.scale, (*folds, *row)).reshape(*folds, *out) if fits else None
+    return np.broadcast_to(1 / scale, (*folds, *row)).reshape(*folds, *out) if fits else None
 
 
-def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any = None) -> Callable[[Array], None]:
-    """A call that writes (table[index] - shift) scale into `out`."""
-    xp, gather = plan.xp, plan.backend.gather
+def _whole(plan: Plan, table: Array, out: Array) -> Pick:
+    """A call that writes table[index] into `out`."""
+    gather = plan.backend.gather
+    return lambda index: gather(table, index, out)
+
+
+def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any = None, pick: Any = _whole) -> Pick:
+    """A call that writes (rows - shift) scale into `out`, where the rows are what `pick` makes of table[index]."""
+    xp = plan.xp
     raw = out if table.dtype == out.dtype else plan.scratch(out.shape[1:], table.dtype)
+    fetch = pick(plan, table, raw)
     shift = None if shift is None or not np.any(shift) else plan.constant(shift)
     scale = None if scale is None or np.all(np.asarray(scale) == 1) else plan.constant(scale)
 
     def read(index: Array) -> None:
-        gather(table, index, raw)
+        fetch(index)
         if raw is not out:
             xp.copyto(out, raw)
         if shift is not None:

@@ -47,7 +47,8 @@ class Preparation:
     `target_shift` and `target_scale` are float64 (O,) or None. `target` names the target columns, `weight` the weights.
     `kind` says what a row is: one of the source's "rows", one of its "sequences" (T, features), a window over a
     "series" (the target lies `horizon` steps after it), or one over a "text", whose classes are the characters.
-    Where it `reconstructs`, the targets are the normalised inputs themselves, and `target` names these.
+    Where it `reconstructs`, the targets are the normalised inputs themselves, and `target` names these. A network sees
+    a `crop` (height, width) of rows that are larger images, their centre where it does not train.
     Of the `folds` of a cross-validation each has moments of its own: `shift` and `scale` are (F, 1, row axes...),
     broadcastable to (F, rows, *row_shape), and `target_shift` and `target_scale` are (F, 1, ..., O).
     """
@@ -65,6 +66,7 @@ class Preparation:
     kind: str = "rows"
     horizon: int = 1
     reconstructs: bool = False
+    crop: tuple[int, ...] = ()
 
     @property
     def folds(self) -> int:
@@ -77,6 +79,23 @@ class Preparation:
         if self.target_shift is not None and self.target_scale is not None:
             own |= {"target_shift": self.target_shift[k].ravel(), "target_scale": self.target_scale[k].ravel()}
         return replace(self, **own)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of a row as a network sees it."""
+        return (*self.crop, *self.row_shape[len(self.crop) :])
+
+    @property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """`shift` and `scale` for what a network sees of a row."""
+        return self._seen(self.shift), self._seen(self.scale)
+
+    def _seen(self, a: np.ndarray) -> np.ndarray:
+        first = a.ndim - len(self.row_shape)
+        for axis, size in enumerate(self.crop, first):
+            if a.shape[axis] > 1:
+                a = a.take(np.arange(size) + (a.shape[axis] - size) // 2, axis)
+        return a
 
     def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
         """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
@@ -122,8 +141,8 @@ class Preparation:
     def in_raw_units(self, y: np.ndarray) -> np.ndarray:
         """The outputs y (K, N, ...) of a network as numbers of the raw targets: what normalised them undone."""
         if self.reconstructs:
-            rows = y.reshape(*y.shape[:2], *self.row_shape)
-            return (rows / self.scale + self.shift).reshape(y.shape)
+            (shift, scale), rows = self.moments, y.reshape(*y.shape[:2], *self.input_shape)
+            return (rows / scale + shift).reshape(y.shape)
         return y if self.target_scale is None else y / self.target_scale + self.target_shift
 
     def labels(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
@@ -297,7 +316,8 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         text = json.loads(encoded.tobytes().decode())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the text of a preparation is not JSON: {error}") from error
-    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind", "horizon", "reconstructs"}
+    keys = {"columns", "target", "weight", "header", "classes", "row_shape", "kind", "horizon"}
+    keys |= {"reconstructs", "crop"}
     if not isinstance(text, dict) or set(text) != keys:
         raise ValueError(f"the text of a preparation has other keys than {sorted(keys)}")
     columns = tuple(_column(item) for item in _list(text["columns"], "columns", dict))
@@ -306,6 +326,9 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
         raise ValueError(f"a preparation with the row shape {shape} and the header {text['header']!r}")
     if not isinstance(text["reconstructs"], bool) or (text["reconstructs"] and text["classes"]):
         raise ValueError(f"a preparation that reconstructs {text['reconstructs']!r}, of the classes {text['classes']}")
+    crop = tuple(_list(text["crop"], "crop", int))
+    if crop and (len(crop) != 2 or len(shape) < 2 or not all(1 <= m <= n for m, n in zip(crop, shape, strict=False))):
+        raise ValueError(f"a preparation that crops rows of {shape} to {crop}")
     if text["kind"] not in KINDS or type(text["horizon"]) is not int or text["horizon"] < 1:
         raise ValueError(f"a preparation of the kind {text['kind']!r} and the horizon {text['horizon']!r}")
     features = shape[1:] if text["kind"] == "series" else shape
@@ -337,7 +360,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:
     kind, horizon, found = text["kind"], text["horizon"], numbers.get
     return Preparation(
         columns, target, text["weight"], text["header"], classes, shape, numbers["shift"], numbers["scale"],
-        found("target_shift"), found("target_scale"), kind, horizon, text["reconstructs"],
+        found("target_shift"), found("target_scale"), kind, horizon, text["reconstructs"], crop,
     )  # fmt: skip
 
 

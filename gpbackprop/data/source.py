@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gpbackprop.backend import random
 from gpbackprop.data import files
+from gpbackprop.data.augment import Augment
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
 from gpbackprop.data.decisions import check_reconstruction, class_names, normalised, row_shape, unlabelled, usable
 from gpbackprop.data.folds import alone, check_folds, deal, expect_apart, joined
@@ -59,6 +60,7 @@ class Data:
                 default its targets), of the characters of a .txt, or of a generated sequence. Such rows are
                 normalised alike at all steps, and the splits of a series or text follow each other in time
     horizon     how many steps after a window of a series its target lies, by default 1
+    augment     a table of what is done to the images of training batches: shift, flip, crop
     header      CSV: whether the first row names the columns; "auto": when no cell of it is a number
     """
 
@@ -81,6 +83,7 @@ class Data:
     header: Literal["auto"] | Flag = "auto"
     window: Count | None = None
     horizon: Count | None = None
+    augment: Augment | None = None
 
     def __post_init__(self):
         if found := check_folds(self) + check_reconstruction(self):
@@ -132,6 +135,9 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
         row_shape(data.shape, size, stored, raw, window), np.zeros(1), np.ones(1),
         kind=raw.kind, horizon=data.horizon or 1, reconstructs=reconstructs,
     )  # fmt: skip
+    if data.augment:
+        data.augment.check(preparation, raw.where)
+        preparation = dataclasses.replace(preparation, crop=data.augment.crop or ())
     whole = _split(preparation, raw, dtype)
     x, targets = whole.inputs, whole.targets
     if known and known.pixels:

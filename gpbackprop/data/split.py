@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpbackprop.backend import random
+from gpbackprop.data.augment import Augment
 from gpbackprop.data.preparation import Preparation
 from gpbackprop.errors import ConfigError, DataError
 
@@ -64,6 +65,11 @@ class Dataset:
     preparation: Preparation
     digest: str
     source: Any = None
+
+    @property
+    def augment(self) -> Augment | None:
+        """What is done to the rows of training batches."""
+        return self.source.augment if self.source else None
 
 
 def draw(rows: np.ndarray, count: int, classes: np.ndarray | None, seed: int, part: int) -> np.ndarray:

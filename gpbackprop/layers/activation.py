@@ -24,12 +24,13 @@ class Activation(Layer):
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         xp, y, t = plan.xp, plan.slot(x.shape), plan.scratch(x.shape)
+        apply, derivative = map(plan.backend.tape.guard, (self.apply, self.derivative))
 
         def forward():
-            self.apply(xp, x.value, y.value, t)
+            apply(xp, x.value, y.value, t)
 
         def backward():
-            self.derivative(xp, x.value, y.value, x.grad, t)
+            derivative(xp, x.value, y.value, x.grad, t)
             xp.multiply(x.grad, y.grad, out=x.grad)
 
         plan.step(forward, backward if x.grad is not None else None)

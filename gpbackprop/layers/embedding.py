@@ -52,7 +52,7 @@ class Embedding(Parametric):
             xp.rint(whole, out=whole)
             xp.copyto(sums, 0)
             for k in range(K):
-                scatter_add(sums[k], symbols[k], whole[k])
+                scatter_add(whole[k], symbols[k], sums[k])
             xp.divide(sums, top, out=W.grad)
             if x.grad is not None:
                 xp.copyto(x.grad, 0)

@@ -49,7 +49,8 @@ class GradientRule(Optimizer):
         at = Binding(self, network)
         total = at.array("accumulated") if self.accumulate > 1 else None
         result = None if self.average is None else at.w.copy()
-        calls = [*self._gathered(at, total), *self._gradient(at), self.rule(at), *self._taken(at, result)]
+        rule = network.backend.tape.guard(self.rule(at))
+        calls = [*self._gathered(at, total), *self._gradient(at), rule, *self._taken(at, result)]
         return at.update(
             network.backend.capture(calls), result=result, every=self.accumulate,
             gather=lambda: at.xp.add(total, at.g, out=total),
