@@ -22,8 +22,6 @@ from gpbackprop.backend import Backend
 from gpbackprop.data import Dataset, folds
 from gpbackprop.errors import ConfigError, NumericalError
 from gpbackprop.layers.base import Layer
-from gpbackprop.layers.combine import Chain
-from gpbackprop.layers.embedding import Embedding
 from gpbackprop.losses import Loss
 from gpbackprop.optim.sgd import SGD
 from gpbackprop.settings import Train
@@ -140,13 +138,8 @@ class _Bench:
         self.rng = np.random.default_rng(0)
 
     def _draw(self) -> np.ndarray:
-        first = self.net.model
-        while isinstance(first, Chain):
-            first = first.layers[0]
-        shape = self.plan.x.value.shape
-        if isinstance(first, Embedding):
-            return self.rng.integers(0, first.vocabulary, shape)
-        return self.rng.normal(size=shape)
+        shape, symbols = self.plan.x.value.shape, self.net.symbols
+        return self.rng.integers(0, symbols, shape) if symbols else self.rng.normal(size=shape)
 
     def report(self) -> Report:
         checks: list[Checked] = []

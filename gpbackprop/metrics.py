@@ -37,9 +37,12 @@ class Metric:
         """A metric of this class for three classes: what the tests prove it with."""
         return cls()
 
-    def check(self, target: Target) -> None:
-        if self.classes_only and not target.classes:
+    def check(self, classes: int, outputs: int) -> None:
+        """Raise ConfigError unless it can be measured with so many classes, 0 for targets of numbers, and outputs."""
+        if self.classes_only and not classes:
             raise ConfigError(f"train.metrics: {self.name} needs classes, the targets are numbers")
+        if classes and not self.classes_only:
+            raise ConfigError(f"train.metrics: {self.name} needs numbers for targets, the data has classes")
 
 
 @spec
@@ -47,7 +50,6 @@ class Accuracy(Metric):
     """The share of rows whose predicted class is their class, in [0, 1]."""
 
     def trace(self, plan, y, target, threshold):
-        self.check(target)
         xp, labels, predict = plan.xp, target.value, predictor(plan, y, threshold)
         predicted, hit = plan.scratch(labels.shape[1:], np.int64), plan.scratch(labels.shape[1:])
 
@@ -72,11 +74,15 @@ class TopK(Metric):
     def name(self):
         return f"top_{self.k}_accuracy"
 
-    def trace(self, plan, y, target, threshold):
-        self.check(target)
-        xp, outputs = plan.xp, y.shape[-1]
+    def check(self, classes, outputs):
+        super().check(classes, outputs)
         if self.k > outputs:
-            raise ConfigError(f"train.metrics: top_k has k = {self.k}, the model gives {outputs} outputs")
+            raise ConfigError(
+                f"train.metrics: top_k has k = {self.k}, the model gives {outputs} outputs; expected k up to {outputs}"
+            )
+
+    def trace(self, plan, y, target, threshold):
+        xp, outputs = plan.xp, y.shape[-1]
         table = plan.constant(np.eye(outputs))
         own, other = plan.scratch(y.shape), plan.scratch(y.shape)
         best, hit = plan.scratch((*y.shape[:-1], 1)), plan.scratch(y.shape[:-1])
@@ -104,7 +110,6 @@ class Confusion(Metric):
     """n[t, p] = the number of rows of class t that were predicted as class p."""
 
     def trace(self, plan, y, target, threshold):
-        self.check(target)
         xp, labels, classes, predict = plan.xp, target.value, target.classes, predictor(plan, y, threshold)
         counts = plan.tally(self.name, classes, classes).reshape(-1)
         first = plan.backend.array(np.arange(plan.K).reshape(-1, *(1,) * (labels.ndim - 1)) * classes * classes)
@@ -211,8 +216,6 @@ def predictor(plan: Plan, y: Slot, threshold: float):
 
 def numbers(plan: Plan, y: Slot, target: Target) -> Array:
     """The targets as numbers of the outputs' shape."""
-    if target.classes:
-        raise ConfigError("train.metrics: r2 and mean_absolute_error need numbers for targets, the data has classes")
     return target.value.reshape(y.value.shape)
 
 

@@ -9,6 +9,7 @@ from gpbackprop.backend import Array
 from gpbackprop.data import Preparation, Split
 from gpbackprop.data.augment import Augment
 from gpbackprop.data.batches import Feed, visits
+from gpbackprop.errors import DataError
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
 from gpbackprop.optim.objective import Objective
@@ -33,6 +34,9 @@ class Pass:
         augment: Augment | None = None,
     ):
         self.network, self.loss, self.metrics, self.training = network, loss, metrics, training
+        for metric in metrics:
+            metric.check(len(preparation.classes), network.output_shape[-1])
+        expect_symbols(network, split, preparation)
         steps = network.row_shape[:1]
         self.split = split if preparation.input_shape[:1] == steps else split.cut(*steps)
         self.feed = Feed(network.backend, self.split, preparation, augment)
@@ -118,6 +122,32 @@ class Evaluation:
                 load(index)
                 plan.forward()
                 yield plan
+
+
+def expect_symbols(network: Network, split: Split, preparation: Preparation, name: str = "") -> None:
+    """Raise DataError, with the row, where the network looks its inputs up in a table and one of them is not in it."""
+    if network.symbols is None:
+        return
+    raw = split.inputs[split.index]  # (rows, ...), or (folds, rows, ...)
+    normalised = preparation.shift.any() or (preparation.scale != 1).any()
+    x = (raw - preparation.shift) * preparation.scale if normalised else raw
+    wrong = (x < 0) | (x >= network.symbols)
+    if x.dtype.kind == "f":
+        wrong |= x != np.floor(x)
+    if split.lengths is not None:  # what lies beyond the end of a row is not looked at
+        valid = np.arange(x.shape[split.index.ndim]) < split.lengths[split.index][..., None]
+        wrong &= valid.reshape(*valid.shape, *(1,) * (wrong.ndim - valid.ndim))
+    if not wrong.any():
+        return
+    place = tuple(np.argwhere(wrong)[0])
+    row, inside = split.index[place[: split.index.ndim]], ", ".join(map(str, place[split.index.ndim :]))
+    found, advice = f"{float(raw[place]):g}", "correct the data, or give the embedding a larger vocabulary"
+    if normalised:
+        found, advice = f"{found}, normalised to {x[place]:g}", 'set normalize = "none" in [data]'
+    raise DataError(
+        f"{name and name + ' '}row {row}, input {inside} (both counted from 0): found {found}; an embedding of "
+        f"{network.symbols} symbols takes whole numbers from 0 to {network.symbols - 1}; {advice}"
+    )
 
 
 def plain(value: np.ndarray) -> Any:

@@ -155,7 +155,8 @@ class Network:
     """K networks of one architecture: `w` and `g` are (K, P), `state` is (K, S), `clock` counts the updates.
 
     `seeds` has one entry a member; initial parameters are a function of (seed, parameter path), drawn on the host.
-    `lengths` says that rows are sequences which may end early.
+    `lengths` says that rows are sequences which may end early. `symbols` is None or, where the model looks its input up
+    in a table, the number of rows of that table: its inputs are whole numbers below that.
     Raises ShapeError, naming the layer, when the layers do not fit each other.
     """
 
@@ -174,6 +175,7 @@ class Network:
     ):
         self.model, self.row_shape, self.backend = model, tuple(row_shape), backend or Backend()
         self.lengths = lengths
+        self.symbols: int | None = None
         self.seeds, self.dtype, self.K = tuple(seeds), np.dtype(dtype), len(seeds)
         xp = self.backend.xp
         self.params, self.states = Flat(), Flat()
@@ -306,6 +308,11 @@ class Plan:
         if path not in self.carried:
             self.carried[path] = self.xp.zeros((self.K, *shape), self.dtype)
         return self.carried[path]
+
+    def look_up(self, x: Slot, symbols: int) -> None:
+        """Say that x holds whole numbers from 0 to symbols - 1. Where it is the plan's input, data are held to that."""
+        if self.xp.may_share_memory(x.value, self.x.value):
+            self.network.symbols = min(symbols, self.network.symbols or symbols)
 
     def uniform(self, out: Array) -> Closure:
         """A call that fills `out` with numbers in [0, 1), a function of (seed, path, step, index)."""

@@ -124,8 +124,10 @@ class Run:
         Its checkpoint holds the present step, with the bits of that seed (and that member's fold, and its entry of
         hyper-parameters given as lists) trained alone; it is marked as the best one where it is. The seconds in
         metrics.jsonl are those of the whole population. The directory appears at once and whole. Raises UsageError
-        where there is one already.
+        where there is one already, and for a swarm, whose members are not networks of their own.
         """
+        if self.config.optimizer.swarm:
+            raise UsageError(f"{self.path}: all particles of a swarm make one network, which is that of the run itself")
         if path.exists():
             raise UsageError(f"{path}: is there already; remove it, or choose another place for the run of one member")
         config, data = self.config.member(k), self.trainer.data

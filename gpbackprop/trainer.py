@@ -24,7 +24,7 @@ from gpbackprop.layers.combine import Chain
 from gpbackprop.losses import Loss
 from gpbackprop.monitor import Monitor
 from gpbackprop.optim.base import Optimizer
-from gpbackprop.passes import Evaluation, Pass, Row
+from gpbackprop.passes import Evaluation, Pass, Row, expect_symbols
 from gpbackprop.plan import Flat, Network, Plan
 from gpbackprop.settings import Train, render
 from gpbackprop.spec import type_name
@@ -78,6 +78,8 @@ class Trainer:
         self.name, self.backend = name, select(device) if isinstance(device, str) else device
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
         self.network = Network(model, shape, self.backend, seeds, self.train.dtype, lengths)
+        for part, rows in data.splits.items():
+            expect_symbols(self.network, rows, data.preparation, part)
         self.metrics = self.train.metrics_for(data.preparation)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
         counted = self.train.running(self.metrics)
@@ -85,6 +87,13 @@ class Trainer:
         self.steps_per_epoch = -(-len(split) // self.batch_size) * self.training.split.windows
         for size in {self.batch_size, len(split) % self.batch_size or self.batch_size}:
             self.training.plan(size)
+        for metric in self.metrics:
+            metric.check(len(data.preparation.classes), self.network.output_shape[-1])
+        if optimizer.whole and self.training.split.windows > 1:
+            raise ConfigError(
+                f"train.bptt = {self.train.bptt}: takes a step from each window of a row, but "
+                f"{type_name(type(optimizer))} takes one step from all of every row; leave train.bptt out"
+            )
         if optimizer.whole and self.steps_per_epoch > 1:
             raise ConfigError(
                 f"train.batch_size: is {self.batch_size}, but {type_name(type(optimizer))} takes one step from all "

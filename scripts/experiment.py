@@ -143,6 +143,11 @@ def plan(args: argparse.Namespace) -> list[Variation]:
             config = read(path, [*args.set, *settings])
             if any(isinstance(x, tuple) and isinstance((*x, "")[0], float) for x in vars(config.optimizer).values()):
                 raise ConfigError(f"{path}: optimizer: has a list, an entry for each member; use --vary instead")
+            if config.optimizer.swarm:
+                raise ConfigError(
+                    f"{path}: optimizer: is a swarm, whose population is one network; train it by `gpbackprop train` "
+                    "with one --seed after the other"
+                )
             if config.data.folds and config.data.fold is None:
                 each = ",".join(map(str, range(config.data.folds)))
                 raise ConfigError(f"{path}: data.folds: makes the population; use --vary data.fold={each} instead")

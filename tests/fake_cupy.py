@@ -227,7 +227,9 @@ def _function(name: str, known: str):
     """CuPy's function `name` by NumPy's of that name, arguments bound by CuPy's names."""
     numpy_function, names = getattr(np, name), known.split()
     try:
-        theirs = set(inspect.signature(numpy_function).parameters)
+        parameters = inspect.signature(numpy_function).parameters
+        by_name = all(p.kind is not p.POSITIONAL_ONLY for p in list(parameters.values())[1:])
+        theirs = set(parameters) if by_name else None
     except ValueError:
         theirs = None
 

@@ -144,6 +144,9 @@ def test_lists_that_do_not_fit_the_population_come_together_each_with_its_line()
         (("[loss]", "[[model]]\ntype = 'residual'\nlayers = ['relu', {type = 'dense', units = 2}]\n\n[loss]"),
          "c.toml:16: 2-residual: wants inner layers that keep the shape"),
         (('"iris"', '"iris"\nshape = [3, 3]'), "c.toml:6: data.shape = [3, 3]: 9 values"),
+        (("lr = 0.05", 'lr = 0.05\n[train]\nmetrics = ["accuracy", { type = "top_k", k = 5 }]'),
+         "c.toml:23: train.metrics: top_k has k = 5, the model gives 3 outputs; expected k up to 3"),
+        (("lr = 0.05", 'lr = 0.05\n[train]\nmetrics = ["r2"]'), "c.toml:23: train.metrics: r2 needs numbers"),
     ],
 )  # fmt: skip
 def test_what_is_seen_when_the_network_is_built_is_told_with_its_line_too(change, said):

@@ -126,6 +126,14 @@ def test_a_member_takes_no_directory_that_is_there(tmp_path):
         trained(tmp_path / "population", config).member(0, tmp_path / "taken")
 
 
+def test_the_particles_of_a_swarm_are_no_members_to_take(tmp_path):
+    settings = ["train.epochs=1", "train.batch_size=full", "population=2", 'optimizer={type="particle_swarm"}']
+    population = trained(tmp_path / "population", read(CONFIGS / "iris.toml", settings))
+    with pytest.raises(UsageError, match="population: all particles of a swarm make one network"):
+        population.member(0, tmp_path / "member")
+    assert not (tmp_path / "member").exists()
+
+
 def test_a_member_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     population = trained(tmp_path / "population", read(CONFIGS / "iris.toml", ["train.epochs=1", "population=2"]))
     with monkeypatch.context() as patch:
@@ -385,6 +393,7 @@ def test_a_folder_with_the_runs_of_another_config_is_left_alone(untouched, tmp_p
         ([CONFIGS / "iris.toml"], "there are two variations"),
         (["--set", "optimizer.lr=[0.1, 0.2]", "--set", "population=2"], "use --vary instead"),
         (["--set", "data.folds=3"], "use --vary data.fold=0,1,2 instead"),
+        (["--set", 'optimizer={type="particle_swarm"}'], "a swarm, whose population is one network"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_refused(tmp_path, wrong, message):

@@ -21,6 +21,7 @@ from gpbackprop.layers.dense import Dense
 from gpbackprop.layers.dropout import Dropout
 from gpbackprop.layers.shape import Flatten
 from gpbackprop.losses import HalfSquaredError, MeanAbsoluteError, SoftmaxCrossEntropy
+from gpbackprop.plan import Network
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 IRIS = load("iris", dtype="float64")
@@ -88,7 +89,9 @@ def test_the_values_are_those_of_the_worked_example():
 def test_no_layer_gives_a_false_alarm(make):
     layer, row = make()
     rng = np.random.default_rng(1)
-    data = numbers(rng.normal(size=(4, *row)), rng.normal(size=(4, 2)))
+    symbols = Network(Chain(layer), row).symbols
+    x = rng.integers(0, symbols, (4, *row)) if symbols else rng.normal(size=(4, *row))
+    data = numbers(x, rng.normal(size=(4, 2)))
     report = check(Chain(layer, Flatten(), Dense(2)), HalfSquaredError(), data, rows=3)
     assert not report.wrong, [(check.path, check.worst) for check in report.wrong]
     report = check(Chain(layer, Flatten(), Dense(2)), HalfSquaredError(), data, rows=3, random=True)

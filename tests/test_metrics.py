@@ -239,13 +239,13 @@ def test_rows_that_all_weigh_nothing_have_no_accuracy():
         (Confusion(), 0, "confusion needs classes"),
         (TopK(k=2), 0, "top_2_accuracy needs classes"),
         (TopK(k=4), 3, "top_k has k = 4, the model gives 3 outputs"),
-        (R2(), 3, "need numbers for targets, the data has classes"),
-        (MeanAbsoluteError(), 3, "need numbers for targets, the data has classes"),
+        (R2(), 3, "r2 needs numbers for targets, the data has classes"),
+        (MeanAbsoluteError(), 3, "mean_absolute_error needs numbers for targets, the data has classes"),
     ],
 )
 def test_a_metric_says_what_it_cannot_measure(metric, classes, message):
-    with pytest.raises(ConfigError, match=message):
-        Evaluated(metric, 1, 4, 3, classes)
+    with pytest.raises(ConfigError, match=f"^train.metrics: {message}"):
+        metric.check(classes, 3)
 
 
 def test_top_k_needs_a_k_above_zero():

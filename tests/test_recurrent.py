@@ -6,14 +6,21 @@ from battery import SMOOTH, Bench, Exposed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpbackprop.errors import ShapeError
+from gpbackprop import data
+from gpbackprop.data import Dataset, Preparation, Split
+from gpbackprop.errors import DataError, ShapeError
 from gpbackprop.layers.attention import SelfAttention
-from gpbackprop.layers.combine import Chain
+from gpbackprop.layers.combine import Chain, Parallel
+from gpbackprop.layers.dense import Dense
 from gpbackprop.layers.embedding import Embedding, PositionalEncoding
 from gpbackprop.layers.gated import GRU, LSTM
 from gpbackprop.layers.recurrent import SimpleRNN
-from gpbackprop.layers.shape import Flatten
+from gpbackprop.layers.shape import Flatten, Reshape
+from gpbackprop.losses import HalfSquaredError
+from gpbackprop.model import load as model_of
+from gpbackprop.optim.sgd import SGD
 from gpbackprop.plan import Network, Plan
+from gpbackprop.trainer import Trainer
 
 CELLS = (SimpleRNN, LSTM, GRU)
 
@@ -289,6 +296,79 @@ def test_an_embedding_looks_symbols_up_and_adds_up_their_gradients_exactly():
     plan.forward()
     plan.backward()
     assert np.array_equal(first, g)
+
+
+def symbols(x, lengths=None, **preparation):
+    """A data set of the inputs x as they are, each with one target."""
+    fields = {"shift": np.zeros(1), "scale": np.ones(1), **preparation}
+    x = np.asarray(x, np.float32)
+    prep = Preparation((), ("t",), None, False, (), x.shape[1:], **fields)
+    splits = {"train": np.array([0, 2]), "test": np.array([1])}
+    t = np.zeros((len(x), 1), np.float32)
+    splits = {name: Split(x, t, None, index, lengths) for name, index in splits.items()}
+    return Dataset("symbols", splits, prep, "")
+
+
+def reader(*layers):
+    return Chain(*layers, Flatten(), Dense(1))
+
+
+def training(model, rows):
+    return Trainer(model, HalfSquaredError(), SGD(0.1), rows, device="cpu")
+
+
+TABLE = Embedding(5, 2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        reader(TABLE),
+        reader(Reshape((2, 2)), TABLE),
+        Chain(Parallel(Chain(TABLE, Flatten()), Dense(3)), Dense(1)),
+    ],
+    ids=["first", "behind a reshape", "in a branch"],
+)
+def test_data_that_an_embedding_has_no_row_for_are_refused_before_training_starts(model):
+    good = [[0, 1, 2, 3], [0, 0, 0, 0], [4, 4, 4, 4]]
+    training(model, symbols(good)).fit(1)
+    for row, split, wrong in ((2, "train", 5), (2, "train", -1), (0, "train", 1.5), (1, "test", 7)):
+        bad = [list(each) for each in good]
+        bad[row][3] = wrong
+        said = (
+            rf"^{split} row {row}, input 3 .*: found {wrong:g}; an embedding of 5 symbols takes .* from 0 to 4; correct"
+        )
+        with pytest.raises(DataError, match=said):
+            training(model, symbols(bad))
+
+
+def test_normalised_symbols_are_refused_and_told_from_wrong_ones():
+    with pytest.raises(DataError, match=r'row 0, input 0 .*: found 1, normalised to 0.2; .* set normalize = "none"'):
+        training(reader(TABLE), symbols(np.ones((3, 4)), scale=np.full(1, 0.2)))
+
+
+def test_what_lies_beyond_the_end_of_a_row_may_be_no_symbol():
+    x = np.array([[0, 1, -1], [4, -1, -1], [0, 1, 2]])
+    training(reader(TABLE), symbols(x, lengths=np.array([2, 1, 3]))).fit(1)
+    with pytest.raises(DataError, match="test row 1, input 1 "):
+        training(reader(TABLE), symbols(x, lengths=np.array([2, 2, 3])))
+
+
+def test_a_model_predicts_for_no_symbol_that_it_does_not_know(tmp_path):
+    np.savez(tmp_path / "rows.npz", x=np.arange(12).reshape(4, 3) % 5, y=np.linspace(0, 1, 4))
+    trainer = training(reader(TABLE), data.load(str(tmp_path / "rows.npz"), normalize="none"))
+    trainer.save(tmp_path / "model.h5")
+    model = model_of(tmp_path / "model.h5")
+    x = np.array([[0, 1, 2], [2, 3, 4]], np.float32)
+    assert model.predict(x).shape == (1, 2, 1)
+    with pytest.raises(DataError, match=r"^row 1, input 2 .*: found 5; an embedding of 5 symbols"):
+        model.predict(x + np.float32([[0], [1]]))
+
+
+def test_what_an_earlier_layer_computes_is_held_to_nothing():
+    assert Network(Chain(Dense(3), TABLE), (4,)).symbols is None
+    assert Network(Chain(TABLE, Flatten(), Dense(3), Embedding(2, 2)), (4,)).symbols == 5
+    assert Network(Chain(Parallel(TABLE, Embedding(3, 2))), (4,)).symbols == 3
 
 
 def test_positions_differ_and_are_within_one():

@@ -13,6 +13,7 @@ from gpbackprop.backend import random, select
 from gpbackprop.errors import ConfigError
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
+from gpbackprop.layers.recurrent import SimpleRNN
 from gpbackprop.losses import BinaryCrossEntropy, HalfSquaredError, MeanSquaredError, SoftmaxCrossEntropy
 from gpbackprop.model import load
 from gpbackprop.optim.lbfgs import LBFGS, cubic, wolfe
@@ -362,3 +363,10 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(cls, cuda):
     ]
     for cpu, gpu in zip(*runs, strict=True):
         np.testing.assert_allclose(gpu, cpu, rtol=1e-7, atol=1e-9)
+
+
+@every_whole
+def test_windows_of_sequences_are_refused(cls):
+    rows = data.load("copy", rows=20, window=30)
+    with pytest.raises(ConfigError, match=r"^train.bptt = 10: takes a step from each window .* leave train.bptt out"):
+        Trainer(Chain(SimpleRNN(4, returns="sequence"), Dense(9)), SoftmaxCrossEntropy(), example(cls), rows, bptt=10)

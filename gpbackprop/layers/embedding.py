@@ -12,8 +12,9 @@ from gpbackprop.spec import Count, spec
 class Embedding(Parametric):
     """y[k,b,...,:] = W[k, x[k,b,...], :],  dW[v] = sum of the dy whose x is v
 
-    x holds whole numbers from 0 to vocabulary - 1 (so the data has normalize = "none"), whatever else is rounded down
-    and brought into this range. W (vocabulary, units) starts from the normal distribution; x has no gradient.
+    x holds whole numbers from 0 to vocabulary - 1 (so the data has normalize = "none"). Data with others are refused;
+    what an earlier layer computes is rounded down and brought into this range. W (vocabulary, units) starts from the
+    normal distribution; x has no gradient.
 
     The sum of fractions that many threads add up depends on their order. So dy is scaled, by a power of two that keeps
     every sum below 2^53, to whole numbers in float64, whose sums are exact in any order: the same bits on every device.
@@ -26,6 +27,7 @@ class Embedding(Parametric):
     def trace(self, plan: Plan, x: Slot) -> Slot:
         xp, K, rows = plan.xp, plan.K, int(np.prod(x.shape))
         gather, scatter_add = plan.backend.gather, plan.backend.scatter_add
+        plan.look_up(x, self.vocabulary)
         W = self.param(plan, "W", (self.vocabulary, self.units), Normal())
         y = plan.slot((*x.shape, self.units))
         index, inside, flat = plan.scratch(x.shape, np.int64), plan.scratch(x.shape), y.reshape(rows, self.units)
