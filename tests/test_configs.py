@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 EXPECTED = {
     "digits": ("test", "accuracy", 0.97, 0.99),
     "digits-autoencoder": ("test", "r2", 0.75, 0.79),
+    "digits-augmented": ("test", "accuracy", 0.965, 0.985),
     "iris": ("test", "accuracy", 0.93, 1.0),
     "wine": ("test", "accuracy", 0.93, 1.0),
     "penguins": ("test", "accuracy", 0.97, 1.0),
