@@ -177,6 +177,15 @@ def placed(text: str, origin: str, settings: Sequence[str] = ()) -> Iterator[Non
         raise type(error)(f"{_place(key, text, origin, changed)[1]}: {message}") from None
 
 
+@contextmanager
+def opened(path: Path, settings: Sequence[str] = ()) -> Iterator[Config]:
+    """The config of a file, as `read` gives it. What is seen only inside comes out with its line, as from `placed`."""
+    text = read_text(path)
+    config = parse(text, str(path), settings, path.parent)
+    with placed(text, str(path), settings):
+        yield config
+
+
 def _key(lead: str) -> tuple[str, ...] | None:
     """The path in a config that an error begins with: "loss.class_weights", or "2-residual/0-dense/W" of a layer."""
     if re.match(r"\d+-\w+", lead):

@@ -35,18 +35,18 @@ relu at 0, has no derivative: it is counted and not judged. The exit code is 1 w
 def command(config, batch, tolerance, random, settings, as_json):
     """Hold every gradient of the network in CONFIG, at its initial parameters, to differences of the loss."""
     screen.listen(screen.verbosity)
-    from gpbackprop.config import read
+    from gpbackprop.config import opened
     from gpbackprop.data import load
     from gpbackprop.gradcheck import check
     from gpbackprop.layers.combine import Chain
 
-    found = read(config, settings)
-    seed = found.seed if isinstance(found.seed, int) else found.seed[0]
-    data = load(found.data, dtype="float64")
-    report = check(
-        Chain(*found.model), found.loss, data,
-        rows=batch, tolerance=tolerance, seed=seed, random=random, train=found.train,
-    )  # fmt: skip
+    with opened(config, settings) as found:
+        seed = found.seed if isinstance(found.seed, int) else found.seed[0]
+        data = load(found.data, dtype="float64")
+        report = check(
+            Chain(*found.model), found.loss, data,
+            rows=batch, tolerance=tolerance, seed=seed, random=random, train=found.train,
+        )  # fmt: skip
     if as_json:
         screen.print_json({"config": str(config), "name": found.name, "random": random, **_facts(report)})
     else:

@@ -36,10 +36,11 @@ def command(config, row, steps, html, settings, as_json):
     decays or freezes them.
     """
     screen.listen(screen.verbosity)
-    from gpbackprop.config import read
+    from gpbackprop.config import opened
     from gpbackprop.tracing import page, record
 
-    trace = record(read(config, settings), row, steps)
+    with opened(config, settings) as found:
+        trace = record(found, row, steps)
     if html:
         html.write_text(page(trace), encoding="utf-8")
         screen.note(f"{html}: open it in a browser")
