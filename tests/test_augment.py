@@ -237,12 +237,12 @@ def test_a_saved_model_predicts_on_whole_images_by_their_centre(tmp_path):
 
 
 def test_an_autoencoder_reconstructs_the_image_as_it_was_moved():
-    text = CONFIG.replace("test = 0.7", 'test = 0.7\ntask = "reconstruction"').replace("units = 10", "units = 42")
+    text = CONFIG.replace("test = 0.7", 'test = 0.7\ntask = "reconstruction"').replace(
+        "units = 10", f"units = 42\ninit = {{ W = {np.eye(42).tolist()} }}"
+    )
     trainer = parse(text.replace("softmax_cross_entropy", "mean_squared_error"), "test.toml").trainer("cpu")
     trainer.fit()
-    plan = trainer.training.plan(trainer.batch_size)[0]
-    assert trainer.training.objectives[trainer.batch_size].target.value is plan.x.value
-    assert trainer.history[-1]["train_loss"] < trainer.history[0]["train_loss"]
+    assert [row["train_loss"] for row in trainer.history] == [0, 0]
 
 
 def test_a_data_set_of_python_is_not_augmented_unless_it_says_so():
