@@ -133,8 +133,8 @@ class _Bench:
     def __init__(self, trainer: Trainer, tolerance: float, random: bool):
         self.trainer, self.tolerance, self.random = trainer, tolerance, random
         self.net, self.rows = trainer.network, trainer.batch_size
-        self.plan, _ = trainer.training.plan(self.rows)
-        self.objective = trainer.training.objectives[self.rows]
+        batch = trainer.training.batch(self.rows)
+        self.plan, self.objective = batch.plan, batch.objective
         self.rng = np.random.default_rng(0)
 
     def _draw(self) -> np.ndarray:
@@ -150,7 +150,7 @@ class _Bench:
                 self.plan.x.value[...] = self._draw()
             checks.extend(self._checks())
 
-        self.trainer.update = replace(self.trainer.update, step=look)
+        self.trainer.update = replace(self.trainer.update, step=look, fixed=False)
         try:
             self.trainer.fit(1)
         except NumericalError:

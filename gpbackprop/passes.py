@@ -1,6 +1,7 @@
 """Floor 3: a network over the rows of a split: plans that read batches and add up the loss and metrics."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,34 @@ import numpy as np
 from gpbackprop.backend import Array
 from gpbackprop.data import Preparation, Split
 from gpbackprop.data.augment import Augment
-from gpbackprop.data.batches import Feed, visits
+from gpbackprop.data.batches import Feed, order
 from gpbackprop.errors import DataError
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
 from gpbackprop.optim.objective import Objective
-from gpbackprop.plan import Network, Plan
+from gpbackprop.plan import Closure, Network, Plan
 
 EVALUATION_BATCH = 256  # the same for every population, so that a member's sums are those of the network alone
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A plan and what fills it: `fetch()` with the next rows of the epoch, `load(index)` with rows (K, batch)."""
+
+    plan: Plan
+    objective: Objective
+    fetch: Closure
+    load: Callable[[Array], None]
+
+
 class Pass:
-    """Plans of some batch sizes over one split: rows in, tallies out."""
+    """A network over one split, batch by batch: rows in, tallies out.
+
+    The order of an epoch lies on the device, as does the place in it, so that a step is the same calls on the same
+    arrays every time.
+    """
 
     def __init__(
         self,
@@ -30,6 +45,7 @@ class Pass:
         metrics: Sequence[Metric],
         split: Split,
         preparation: Preparation,
+        batch_size: int,
         training: bool,
         augment: Augment | None = None,
     ):
@@ -42,44 +58,72 @@ class Pass:
         self.feed = Feed(network.backend, self.split, preparation, augment)
         self.tallies: dict[str, Array] = {}
         self.carried: dict[str, Array] | None = {} if self.split.windows > 1 else None
-        self.plans: dict[int, tuple[Plan, Callable[[Array], None]]] = {}
-        self.objectives: dict[int, Objective] = {}
+        self.batch_size = batch_size
+        self.full, self.rest = divmod(len(split), batch_size)
+        self.steps = (self.full + bool(self.rest)) * self.split.windows
+        xp, rows = network.backend.xp, len(split) * self.split.windows
+        self.order, self.position = xp.zeros((network.K, rows), np.int64), xp.zeros(1, np.int64)
+        self.batches: dict[int, Batch] = {}
 
-    def plan(self, batch: int) -> tuple[Plan, Callable[[Array], None]]:
-        """The plan of a batch size, and the call that loads the rows of an index array (K, batch) into it."""
-        if batch not in self.plans:
-            load: Callable[[Array], None]
+    def batch(self, size: int) -> Batch:
+        """The batch of a size, traced when it is asked for first."""
+        if size not in self.batches:
+            self.batches[size] = self._traced(size)
+        return self.batches[size]
 
-            def finish(plan: Plan) -> None:
-                nonlocal load
-                target, load = self.feed.bind(plan)
-                total, mass = self.loss.trace(plan, plan.y, target)
-                self.objectives[batch] = Objective(plan, self.loss, target, total, mass)
-                xp, sums = plan.xp, [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
+    def _traced(self, size: int) -> Batch:
+        read: Callable[[Array], None]
+        objective: Objective
 
-                def add_up():
-                    for tally, part in sums:
-                        xp.add(tally, part[:, 0, 0], out=tally)
+        def finish(plan: Plan) -> None:
+            nonlocal read, objective
+            target, read = self.feed.bind(plan)
+            total, mass = self.loss.trace(plan, plan.y, target)
+            objective = Objective(plan, self.loss, target, total, mass)
+            sums = [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
 
-                plan.step(add_up, None)
-                for metric in self.metrics:
-                    metric.trace(plan, plan.y, target, self.loss.threshold)
+            def add_up():
+                for tally, part in sums:
+                    xp.add(tally, part[:, 0, 0], out=tally)
 
-            plan = Plan(
-                self.network, batch, training=self.training, loss=finish, tallies=self.tallies, carried=self.carried
-            )
-            self.plans[batch] = plan, load
-        return self.plans[batch]
+            plan.step(add_up, None)
+            for metric in self.metrics:
+                metric.trace(plan, plan.y, target, self.loss.threshold)
+
+        backend = self.network.backend
+        xp, (K, rows) = backend.xp, self.order.shape
+        plan = Plan(self.network, size, training=self.training, loss=finish, tallies=self.tallies, carried=self.carried)
+        places = backend.array(np.arange(K)[:, None] * rows + np.arange(size))
+        at, index, order = xp.zeros((K, size), np.int64), xp.zeros((K, size), np.int64), self.order.reshape(-1)
+
+        def fetch():
+            xp.add(places, self.position, out=at)
+            backend.gather(order, at, index)
+            read(index)
+            xp.add(self.position, size, out=self.position)
+
+        return Batch(plan, objective, backend.capture([fetch]), read)
+
+    def size(self, step: int) -> int:
+        """The rows of step number `step` of an epoch."""
+        return self.batch_size if step < self.full * self.split.windows else self.rest
+
+    def begin(self, epoch: int, step: int, shuffle: bool) -> None:
+        """Bring the order of an epoch to the device; the next rows are those of step number `step`."""
+        backend, windows = self.network.backend, self.split.windows
+        backend.stage(order(self.split, self.batch_size, self.network.seeds, epoch, shuffle), self.order)
+        self.position.fill(
+            min(step, self.full * windows) * self.batch_size + max(0, step - self.full * windows) * self.rest
+        )
 
     def reset(self) -> None:
         for tally in self.tallies.values():
             tally.fill(0)
 
-    def start(self, step: int) -> None:
-        """Before step `step` of an epoch: what windows hand on is zero where a sequence begins."""
-        if step % self.split.windows == 0:
-            for array in (self.carried or {}).values():
-                array.fill(0)
+    def forget(self) -> None:
+        """Before a step where sequences begin: what windows hand on is zero."""
+        for array in (self.carried or {}).values():
+            self.network.backend.xp.copyto(array, 0)
 
     def results(self) -> Row:
         """The loss and metrics of what has been added up: a number, or a list with one for each member."""
@@ -95,7 +139,7 @@ class Evaluation:
 
     def __init__(self, network: Network, loss: Loss, metrics: Sequence[Metric], split: Split, preparation: Preparation):
         self.network = network
-        self.run = Pass(network, loss, metrics, split, preparation, training=False)
+        self.run = Pass(network, loss, metrics, split, preparation, EVALUATION_BATCH, training=False)
 
     def __call__(self) -> Row:
         self.run.reset()
@@ -114,14 +158,14 @@ class Evaluation:
     def _plans(self) -> Iterator[Plan]:
         """The plans of all batches, each after its forward pass."""
         with np.errstate(all="ignore"):
-            backend, seeds = self.network.backend, self.network.seeds
-            batches = visits(backend, self.run.split, EVALUATION_BATCH, seeds, 0, shuffle=False)
-            for step, index in enumerate(batches):
-                plan, load = self.run.plan(index.shape[1])
-                self.run.start(step)
-                load(index)
-                plan.forward()
-                yield plan
+            self.run.begin(epoch=0, step=0, shuffle=False)
+            for step in range(self.run.steps):
+                batch = self.run.batch(self.run.size(step))
+                if step % self.run.split.windows == 0:
+                    self.run.forget()
+                batch.fetch()
+                batch.plan.forward()
+                yield batch.plan
 
 
 def expect_symbols(network: Network, split: Split, preparation: Preparation, name: str = "") -> None:

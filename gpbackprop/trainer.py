@@ -17,7 +17,6 @@ import numpy as np
 from gpbackprop import checkpoint
 from gpbackprop.backend import Array, Backend, select
 from gpbackprop.data import Dataset, Split
-from gpbackprop.data.batches import visits
 from gpbackprop.errors import ConfigError, DataError, NumericalError
 from gpbackprop.layers.base import Layer
 from gpbackprop.layers.combine import Chain
@@ -28,6 +27,7 @@ from gpbackprop.passes import Evaluation, Pass, Row, expect_symbols
 from gpbackprop.plan import Flat, Network, Plan
 from gpbackprop.settings import Train, render
 from gpbackprop.spec import type_name
+from gpbackprop.steps import Steps
 
 COUNTERS = ("step", "epoch", "batch_in_epoch")
 
@@ -71,7 +71,9 @@ class Trainer:
         if any(not 0 <= each < 2**63 for each in seeds):
             raise ConfigError(f"seed: found {seed!r}, expected 0 to {2**63 - 1} for every member of the population")
         if data.augment and self.train.bptt:
-            raise ConfigError("train.bptt: windows of steps are no images, which data.augment is for; leave one of them out")
+            raise ConfigError(
+                "train.bptt: windows of steps are no images, which data.augment is for; leave one of them out"
+            )
         split = data.splits["train"]
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
@@ -83,10 +85,9 @@ class Trainer:
         self.metrics = self.train.metrics_for(data.preparation)
         self.batch_size = len(split) if self.train.batch_size == "full" else min(self.train.batch_size, len(split))
         counted = self.train.running(self.metrics)
-        self.training = Pass(self.network, loss, counted, split, data.preparation, True, data.augment)
-        self.steps_per_epoch = -(-len(split) // self.batch_size) * self.training.split.windows
-        for size in {self.batch_size, len(split) % self.batch_size or self.batch_size}:
-            self.training.plan(size)
+        self.training = Pass(self.network, loss, counted, split, data.preparation, self.batch_size, True, data.augment)
+        self.steps_per_epoch = self.training.steps
+        objectives = [self.training.batch(size).objective for size in (self.batch_size, self.training.rest) if size]
         for metric in self.metrics:
             metric.check(len(data.preparation.classes), self.network.output_shape[-1])
         if optimizer.whole and self.training.split.windows > 1:
@@ -99,7 +100,7 @@ class Trainer:
                 f"train.batch_size: is {self.batch_size}, but {type_name(type(optimizer))} takes one step from all "
                 f'{len(split)} rows; set batch_size = "full"'
             )
-        self.update = optimizer.bind(self.network, self.training.objectives[self.batch_size])
+        self.update = optimizer.bind(self.network, objectives[0])
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
         self.epochs = self.train.epochs
@@ -110,6 +111,7 @@ class Trainer:
         self.monitor = Monitor(self.train.early_stopping, columns)
         self.history: list[Row] = []
         self.stop_requested = False
+        self._steps: Steps | None = None
         self._probed = 0  # the steps whose losses are known to be finite
         self._factors: list[float] = []
         self._past: list[tuple[float, ...]] = [()]  # what the schedule sees of the epochs before, for each member
@@ -145,26 +147,14 @@ class Trainer:
             self.training.reset()
         if self.optimizer.schedule.watches:
             self._past = self.monitor.past(self.history, self.network.K)
-        split = self.training.split
-        batches = visits(self.backend, split, self.batch_size, self.seeds, self.epoch, self.train.shuffle)
+        self.training.begin(self.epoch, self.batch_in_epoch, self.train.shuffle)
+        if self._steps is None or self._steps.update is not self.update:
+            self._steps = Steps(self.training, self.optimizer, self.update)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:
-            index = batches[self.batch_in_epoch]
-            plan, load = self.training.plan(index.shape[1])
             self._set_rate()
-            self.training.start(self.batch_in_epoch)
-            load(index)
-            plan.forward()
-            if self.step % self.backend.probe_every == 0:
-                self._probe(plan, self.step + 1)
-            if self.optimizer.gradient:
-                plan.backward()
-            if (self.step + 1) % self.update.every:
-                self.update.gather()
-            else:
-                self.update.step()
-            self.network.clock += 1
-            self.step += 1
-            self.batch_in_epoch += 1
+            done = self._steps.run(self.step, self.batch_in_epoch, self._probe)
+            self.step += done
+            self.batch_in_epoch += done
             for hook in hooks:
                 hook.on_step(self)
         self.backend.sync()
@@ -191,7 +181,7 @@ class Trainer:
 
     def _finish_epoch(self) -> Row:
         """Evaluate, record, and move on to the next epoch."""
-        self._probe(self.training.plan(self.batch_size)[0], self.step)
+        self._probe(self.training.batch(self.batch_size).plan, self.step)
         results = self.evaluate("train") if self.optimizer.swarm else self.training.results()
         row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate}
         row |= {f"train_{name}": value for name, value in results.items()}

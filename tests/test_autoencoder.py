@@ -72,12 +72,12 @@ def test_the_autoencoder_of_digits_is_better_than_the_best_linear_one():
 
 def test_the_target_is_the_input_of_the_plan_and_no_second_table():
     trainer = config().trainer("cpu")
-    plan, load_rows = trainer.training.plan(trainer.batch_size)
-    objective = trainer.training.objectives[trainer.batch_size]
+    batch = trainer.training.batch(trainer.batch_size)
+    plan, objective = batch.plan, batch.objective
     assert objective.target.value is plan.x.value
     assert Feed(Backend(), trainer.data.splits["train"], trainer.data.preparation).targets is None
     index = np.arange(trainer.batch_size)[None]
-    load_rows(index)
+    batch.load(index)
     before = plan.x.value.copy()
     plan.forward()
     plan.backward()

@@ -528,7 +528,8 @@ def test_a_training_run_through_the_cuda_path_has_the_bits_of_numpy_and_its_step
     here, there = train("cpu"), train("cuda")
     assert here.history == there.history
     assert here.network.w.tobytes() == fake.host(there.network.w).tobytes()
-    plan, load = there.training.plan(there.batch_size)
+    batch = there.training.batch(there.batch_size)
+    plan, load = batch.plan, batch.load
     index = fake.array(np.zeros((2, there.batch_size), np.int64))
     with fake_cupy.forbid_sync():
         load(index)

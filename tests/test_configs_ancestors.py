@@ -117,8 +117,9 @@ def test_a_swarm_solves_xor():
 
 def test_a_circuit_of_gates_has_the_gradients_of_the_hackers_guide():
     trainer = read(FOLDER / "gates.toml").trainer("cpu")
-    plan, load = trainer.training.plan(1)
-    load(np.zeros((1, 1), np.int64))
+    batch = trainer.training.batch(1)
+    plan = batch.plan
+    batch.load(np.zeros((1, 1), np.int64))
     plan.forward()
     plan.backward()
     assert {path: slot.value.item() for path, slot in plan.outputs}["0-parallel"] == -12

@@ -12,7 +12,7 @@ DIGITS = {"digits-cnn": (8, 0.975), "digits-resnet": (5, 0.98)}
 def test_digits_are_known_after_a_few_epochs(name):
     epochs, least = DIGITS[name]
     trainer = trained(name, f"train.epochs={epochs}")
-    assert trainer.training.plan(trainer.batch_size)[0].x.shape[1:] == (8, 8, 1)
+    assert trainer.training.batch(trainer.batch_size).plan.x.shape[1:] == (8, 8, 1)
     assert least <= trainer.evaluate("test")["accuracy"] <= 0.995
 
 

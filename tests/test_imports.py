@@ -21,6 +21,7 @@ HOUSE = [
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
     {"settings", "passes"},
     {"monitor"},  # 3
+    {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
     {"run", "tracing"},  # 5

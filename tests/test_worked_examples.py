@@ -57,8 +57,9 @@ def weights(trainer, what="w"):
 def first_pass(trainer):
     """The slots of a forward and backward pass over all training rows, without an update."""
     rows = len(trainer.data.splits["train"])
-    plan, load = trainer.training.plan(rows)
-    load(np.arange(rows)[None])
+    batch = trainer.training.batch(rows)
+    plan = batch.plan
+    batch.load(np.arange(rows)[None])
     plan.forward()
     plan.backward()
     return plan, dict(plan.outputs)
@@ -66,7 +67,7 @@ def first_pass(trainer):
 
 def descend(trainer, updates: int) -> None:
     """Updates from the whole batch, without what an epoch does beside them."""
-    plan, _ = trainer.training.plan(len(trainer.data.splits["train"]))
+    plan = trainer.training.batch(len(trainer.data.splits["train"])).plan
     for _ in range(updates):
         plan.forward()
         plan.backward()

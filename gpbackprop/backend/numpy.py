@@ -57,7 +57,8 @@ class Backend:
 
     def capture(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
         """One call that runs `steps` in order. They run as they are the first time, and from the tape after that."""
-        steps, replayed = tuple(steps), None
+        steps = tuple(steps)
+        replayed: Callable[[], None] | None = None
 
         def run() -> None:
             nonlocal replayed

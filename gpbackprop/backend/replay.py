@@ -110,7 +110,8 @@ def _reduction(ufunc: np.ufunc, call: Call) -> list[Step]:
     axis, keepdims, dtype = options.pop("axis", None), options.pop("keepdims", False), options.pop("dtype", None)
     if options:
         return as_it_is(call)
-    return [partial(ufunc.reduce, x, axis, dtype, call.out, keepdims)]
+    reduce: Callable[..., Any] = ufunc.reduce  # its stub knows keywords alone
+    return [partial(reduce, x, axis, dtype, call.out, keepdims)]
 
 
 def _mean(call: Call) -> list[Step]:

@@ -93,20 +93,18 @@ def _reader(plan: Plan, table: Array, out: Array, shift: Any = None, scale: Any 
     return read
 
 
-def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of an epoch: index arrays (full batches, K, batch) and (K, rest), a function of (seed, epoch)."""
-    n, full = len(split), len(split) // batch
-    rows = np.broadcast_to(split.index, (len(seeds), n))
+def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> np.ndarray:
+    """The rows (K, N) that an epoch visits, batch after batch: a function of (seed, epoch).
+
+    Where sequences were cut, a batch comes window after window.
+    """
+    k, n, windows = len(seeds), len(split), split.windows
+    rows = np.broadcast_to(split.index, (k, n))
     if shuffle:
         rows = np.stack([own[random.permutation(n, seed, epoch)] for own, seed in zip(rows, seeds, strict=True)])
-    whole = rows[:, : full * batch].reshape(len(seeds), full, batch).swapaxes(0, 1)
-    return np.ascontiguousarray(whole), np.ascontiguousarray(rows[:, full * batch :])
-
-
-def visits(backend: Backend, split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: bool) -> list[Array]:
-    """The index arrays (K, batch) of an epoch's steps; where sequences were cut, window after window of each batch."""
-    parts = order(split, batch, seeds, epoch, shuffle)
-    window = np.arange(split.windows)[:, None, None]
-    whole = (parts[0][:, None] * split.windows + window).reshape(-1, *parts[0].shape[1:])
-    rest = parts[1][None] * split.windows + window
-    return [*backend.array(whole), *(backend.array(rest) if rest.size else [])]
+    if windows == 1:
+        return rows
+    full = n // batch * batch
+    parts = rows[:, :full].reshape(k, -1, 1, batch), rows[:, full:].reshape(k, 1, 1, -1)
+    window = np.arange(windows)[:, None]
+    return np.concatenate([(part * windows + window).reshape(k, -1) for part in parts], axis=1)

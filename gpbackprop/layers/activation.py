@@ -24,7 +24,8 @@ class Activation(Layer):
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
         xp, y, t = plan.xp, plan.slot(x.shape), plan.scratch(x.shape)
-        apply, derivative = map(plan.backend.tape.guard, (self.apply, self.derivative))
+        guard = plan.backend.tape.guard
+        apply, derivative = guard(self.apply), guard(self.derivative)
 
         def forward():
             apply(xp, x.value, y.value, t)

@@ -22,7 +22,8 @@ class Update:
     `lr` (K, 1) holds the learning rates as given, `rate` (K, 1) those of the next step. A checkpoint holds `state`, the
     optimizer's own arrays, each (K, P), and `scalars`, each (K, 1), by name. `result` (K, P) are the parameters that
     training leads to where those are not `network.w` itself: a running average, the best that a swarm has found. With
-    `every` > 1 a step is taken at every so many batches; the gradients of those between go to `gather()`.
+    `every` > 1 a step is taken at every so many batches; the gradients of those between go to `gather()`. `fixed` says
+    that the step is the same calls on the same arrays every time.
     """
 
     step: Closure
@@ -33,6 +34,7 @@ class Update:
     result: Array | None = None
     every: int = 1
     gather: Closure = lambda: None
+    fixed: bool = False
 
 
 @spec

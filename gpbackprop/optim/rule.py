@@ -52,7 +52,7 @@ class GradientRule(Optimizer):
         rule = network.backend.tape.guard(self.rule(at))
         calls = [*self._gathered(at, total), *self._gradient(at), rule, *self._taken(at, result)]
         return at.update(
-            network.backend.capture(calls), result=result, every=self.accumulate,
+            network.backend.capture(calls), result=result, every=self.accumulate, fixed=True,
             gather=lambda: at.xp.add(total, at.g, out=total),
         )  # fmt: skip
 

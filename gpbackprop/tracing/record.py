@@ -77,7 +77,7 @@ def _trainer(config: Config, row: int) -> Trainer:
 
 
 def _expect_small(trainer: Trainer) -> None:
-    network, (plan, _) = trainer.network, trainer.training.plan(1)
+    network, plan = trainer.network, trainer.training.batch(1).plan
     advice = "trace shows networks that can be looked through; take fewer units, as in --set model.0.units=4"
     if network.parameter_count > MOST_PARAMETERS:
         raise UsageError(
@@ -95,13 +95,13 @@ class _Watch:
     def __init__(self, trainer: Trainer, steps: int):
         self.trainer, self.count = trainer, steps
         self.steps: list[dict[str, Any]] = []
-        self.plan, _ = trainer.training.plan(1)
-        self.objective = trainer.training.objectives[1]
+        batch = trainer.training.batch(1)
+        self.plan, self.objective = batch.plan, batch.objective
 
     def run(self) -> None:
         update = self.trainer.update
         self.trainer.update = dataclasses.replace(
-            update, step=lambda: self._around(update.step), gather=lambda: self._around(update.gather)
+            update, step=lambda: self._around(update.step), gather=lambda: self._around(update.gather), fixed=False
         )
         self.trainer.fit(max(self.count, self.trainer.train.epochs))
 
@@ -163,7 +163,7 @@ class _Watch:
 
 def _named(trainer: Trainer) -> list[tuple[str, Layer]]:
     """Each layer that has an output of its own in the record, with its path, in forward order."""
-    plan, _ = trainer.training.plan(1)
+    plan = trainer.training.batch(1).plan
     found: dict[str, Layer] = {}
 
     def visit(layer: Any, path: str) -> None:
@@ -181,7 +181,7 @@ def _named(trainer: Trainer) -> list[tuple[str, Layer]]:
 def _layer(trainer: Trainer, path: str, layer: Layer) -> dict[str, Any]:
     params = trainer.network.params
     own = {name.removeprefix(f"{path}/"): place for name, place in params.items() if name.startswith(f"{path}/")}
-    plan, _ = trainer.training.plan(1)
+    plan = trainer.training.batch(1).plan
     link = "all"
     if isinstance(layer, Dense) and len(dict(plan.outputs)[path].shape) == 2:
         link = "dense"
