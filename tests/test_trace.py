@@ -155,6 +155,19 @@ def test_the_schedule_and_all_members_but_the_first_are_those_of_the_config():
     assert [step["lr"] for step in trace["steps"]] == pytest.approx([0.2, 0.1, 0.05])
 
 
+def test_a_convolution_shows_its_sum_and_its_activation_apart():
+    model = '[[model]]\ntype = "reshape"\nshape = [4, 1]\n[[model]]\ntype = "conv1d"\nunits = 2\nkernel = 3\n'
+    model += 'activation = "tanh"\n[[model]]\ntype = "flatten"\n[[model]]\ntype = "dense"\nunits = 3'
+    trace = traced(small(model))
+    layer, (z, y) = trace["layers"][1], trace["steps"][0]["values"]["1-conv1d"].values()
+    assert layer["equations"] == {
+        "forward": ["z[b,t,o] = sum_{i,c} x[b, s t + d i - a, c] W[i,c,o] + bias[o]", "y = tanh(z)"],
+        "backward": ["dL/dz = dL/dy y',  y' = 1 - y^2"],
+    }
+    np.testing.assert_allclose(np.tanh(z["value"]), y["value"], rtol=1e-6)
+    np.testing.assert_allclose(z["grad"], np.multiply(y["grad"], 1 - np.square(y["value"])), rtol=1e-5)
+
+
 def test_nested_and_recurrent_layers_are_traced_too():
     residual = '[[model]]\ntype = "residual"\nlayers = [{ type = "dense", units = 4, activation = "gelu" }, "tanh"]'
     trace = traced(small(residual + '\n[[model]]\ntype = "dense"\nunits = 3'))

@@ -12,9 +12,9 @@ from gpbackprop.spec import Count, spec
 class Embedding(Parametric):
     """y[k,b,...,:] = W[k, x[k,b,...], :],  dW[v] = sum of the dy whose x is v
 
-    x holds whole numbers from 0 to vocabulary - 1 (so the data has normalize = "none"). Data with others are refused;
-    what an earlier layer computes is rounded down and brought into this range. W (vocabulary, units) starts from the
-    normal distribution; x has no gradient.
+    x holds whole numbers from 0 to vocabulary - 1, so the data are not normalised. Data with others are refused; what
+    an earlier layer computes is rounded down and brought into this range. W (vocabulary, units) starts from the normal
+    distribution; x has no gradient.
 
     The sum of fractions that many threads add up depends on their order. So dy is scaled, by a power of two that keeps
     every sum below 2^53, to whole numbers in float64, whose sums are exact in any order: the same bits on every device.

@@ -198,13 +198,17 @@ def _layer(trainer: Trainer, path: str, layer: Layer) -> dict[str, Any]:
 
 def _equations(layer: Layer) -> dict[str, list[str]]:
     """The equations of a layer: of a dense layer with the names of the record, of others as their class gives them."""
-    if not isinstance(layer, Dense):
-        return {"forward": _lines(layer), "backward": []}
-    z = "y" if layer.activation is None else "z"
-    forward = [f"{z}[o] = sum_i x[i] W[i,o] + b[o]"]
-    backward = [f"dL/dW[i,o] = x[i] dL/d{z}[o]", f"dL/db[o] = dL/d{z}[o]", f"dL/dx[i] = sum_o W[i,o] dL/d{z}[o]"]
-    if layer.activation is not None:
-        of_z = [re.sub(r"(?<![a-zA-Z])x(?![a-zA-Z])", "z", line) for line in _lines(layer.activation)]
+    activation = getattr(layer, "activation", None)
+    z = "z" if isinstance(activation, Activation) else "y"
+    if isinstance(layer, Dense):
+        forward = [f"{z}[o] = sum_i x[i] W[i,o] + b[o]"]
+        backward = [f"dL/dW[i,o] = x[i] dL/d{z}[o]", f"dL/db[o] = dL/d{z}[o]", f"dL/dx[i] = sum_o W[i,o] dL/d{z}[o]"]
+    else:
+        lines = [re.sub(r"\b(d?)y\b", rf"\1{z}", line.partition(", then the activation")[0]) for line in _lines(layer)]
+        backward = [line for line in lines if re.search(r"\bd[A-Za-z]+ = ", line) and not line.startswith(z)]
+        forward = [line for line in lines if line not in backward]
+    if isinstance(activation, Activation):
+        of_z = [re.sub(r"(?<![a-zA-Z])x(?![a-zA-Z])", "z", line) for line in _lines(activation)]
         y, _, slope = " ".join(of_z).partition(";")
         forward.append(y)
         backward.insert(0, slope.strip() if "d" in slope else f"dL/dz = dL/dy y',  {slope.strip()}")
