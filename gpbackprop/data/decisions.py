@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.data.labels import as_number, is_one_hot
 from gpbackprop.data.moments import moments
-from gpbackprop.data.preparation import Preparation, as_number, is_one_hot, missing_error
+from gpbackprop.data.preparation import Preparation, missing_error
 from gpbackprop.data.table import Raw, Words, missing
 from gpbackprop.errors import ConfigError, DataError
 

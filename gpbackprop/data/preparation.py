@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.data.labels import class_numbers, target_numbers
 from gpbackprop.data.sequences import symbols, windows
-from gpbackprop.data.table import BLOCK, Raw, Words, missing
+from gpbackprop.data.table import BLOCK, Raw, Words, as_dtype, missing
 from gpbackprop.errors import DataError
 from gpbackprop.spec import suggest
 
@@ -171,12 +172,6 @@ KINDS = ("rows", "sequences", "series", "text")
 _NUMBERS = ("shift", "scale", "target_shift", "target_scale")
 
 
-def as_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """`x` as `dtype`; what is too large for it becomes an infinity, which `check_finite` finds with row and column."""
-    with np.errstate(over="ignore"):
-        return x.astype(dtype, copy=False)
-
-
 def _encode_columns(columns: tuple[Column, ...], raw: Raw, dtype: Any) -> np.ndarray:
     """Columns of numbers and one-hot categories side by side, (N, sum of widths)."""
     x = np.zeros((len(raw), sum(column.width for column in columns)), dtype)
@@ -234,75 +229,6 @@ def check_finite(x: np.ndarray, raw: Raw, names: list[str]) -> None:
                 f"{raw.place(start + row)}, column {name!r}: {block[row, column]} (as {x.dtype}); "
                 f"expected a finite number below {np.finfo(x.dtype).max:.2g}"
             )
-
-
-def as_number(word: str) -> float | None:
-    """The number a label spells, or None."""
-    try:
-        return None if "_" in word else float(word)
-    except ValueError:
-        return None
-
-
-def is_one_hot(targets: Any) -> bool:
-    """Whether targets (N, O) of two columns or more have a single 1 in each row, and 0 beside it."""
-    if isinstance(targets, Words) or targets.ndim != 2 or targets.shape[1] < 2:
-        return False
-    return bool((((targets == 0) | (targets == 1)).all(axis=1) & (targets.sum(axis=1) == 1)).all())
-
-
-def class_numbers(classes: tuple[str, ...], raw: Raw) -> np.ndarray:
-    """The class number (N,) of the target of each row, by name, by value where all names are numbers, or one-hot."""
-    targets = raw.targets
-    if is_one_hot(targets) and targets.shape[1] == len(classes):
-        return np.argmax(targets, axis=1)
-    if not isinstance(targets, Words):
-        if targets.shape[1] != 1:
-            raise DataError(
-                f"{raw.where}: a row has {targets.shape[1]} targets; a classification needs one label a row"
-            )
-        values, codes = np.unique(targets[:, 0], return_inverse=True)
-        targets = Words(codes, tuple(f"{v:.0f}" if v == np.round(v) else repr(float(v)) for v in values))
-    if (targets.codes < 0).any():
-        raise DataError(
-            f"{raw.place(int(np.argmax(targets.codes < 0)))}, column {', '.join(raw.target_names)!r}: "
-            'the label is missing; fill it in, or leave such rows out with `missing = "drop"` in [data]'
-        )  # fmt: skip
-    known = {name: i for i, name in enumerate(classes)}
-    if all(as_number(name) is not None for name in classes):
-        by_value = {as_number(name): i for i, name in enumerate(classes)}
-        find = lambda word: known.get(word, by_value.get(as_number(word)))  # noqa: E731
-    else:
-        find = known.get
-    numbers = [find(word) for word in targets.words]
-    for code, word in enumerate(targets.words):
-        if numbers[code] is None and (targets.codes == code).any():
-            row = int(np.argmax(targets.codes == code))
-            raise DataError(
-                f"{raw.place(row)}: the label {word!r} is none of the {len(classes)} classes of the training data"
-                f"{suggest(word, classes)}: {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
-            )
-    return np.array([-1 if n is None else n for n in numbers], np.int64)[targets.codes]
-
-
-def target_numbers(raw: Raw, dtype: Any) -> np.ndarray:
-    """The targets of a regression, (N, O) of `dtype`."""
-    targets = raw.targets
-    if isinstance(targets, Words):
-        values = np.array([np.nan if (v := as_number(word)) is None else v for word in targets.words] + [np.nan])
-        numbers = values[targets.codes][:, None]
-    else:
-        numbers = targets
-    result = as_dtype(numbers, dtype)
-    if not np.isfinite(result).all():
-        flat = numbers.reshape(len(numbers), -1)
-        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(result.reshape(flat.shape))))
-        found = flat[row, column]
-        if isinstance(targets, Words):
-            found = repr(targets.words[targets.codes[row]]) if targets.codes[row] >= 0 else "missing"
-        name = raw.target_names[column] if column < len(raw.target_names) else column
-        raise DataError(f"{raw.place(row)}, target {name!r}: {found} is not a finite number, which a regression needs")
-    return result
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Preparation:

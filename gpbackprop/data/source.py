@@ -16,16 +16,12 @@ from gpbackprop.data.decisions import check_reconstruction, class_names, normali
 from gpbackprop.data.folds import alone, check_folds, deal, expect_apart, joined
 from gpbackprop.data.generated import GENERATED, generate
 from gpbackprop.data.idx import read as read_idx
+from gpbackprop.data.labels import class_numbers
 from gpbackprop.data.moments import filled_columns
-from gpbackprop.data.preparation import (
-    Preparation,
-    as_dtype,
-    check_finite,
-    class_numbers,
-)
+from gpbackprop.data.preparation import Preparation, check_finite
 from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
-from gpbackprop.data.table import Raw, Words, as_table, as_targets
+from gpbackprop.data.table import Raw, Words, as_dtype, as_table, as_targets
 from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, Whole, spec
 

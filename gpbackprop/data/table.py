@@ -145,3 +145,9 @@ def as_weights(w: np.ndarray, rows: int, where: str, what: str) -> np.ndarray:
     if w.shape != (rows,) or w.dtype.kind not in "biuf":
         raise DataError(f"{where}: {what} is {w.dtype} of the shape {w.shape}; expected one number a row, ({rows},)")
     return w.astype(np.float64)
+
+
+def as_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """`x` as `dtype`; what is too large for it becomes an infinity, which `check_finite` finds with row and column."""
+    with np.errstate(over="ignore"):
+        return x.astype(dtype, copy=False)
