@@ -1,146 +1,289 @@
-"""A training step of gpbackprop beside the same step of PyTorch, in one process, turn by turn.
+"""A training step and an epoch of gpbackprop beside those of other libraries, in one process, turn by turn.
 
-    python scripts/bench.py [--rounds N] [--steps N] [--json FILE]
+    python scripts/bench.py [--only NAME] [--rivals torch,jax] [--threads N] [--json FILE] [--picture FILE] [--quick]
 
-needs gpbackprop and PyTorch in the environment. Both sides start from the same weights, take the same batches from data
-in memory (784 float32 inputs, 10 classes) and update by plain SGD; their losses after the first steps must agree before
-anything is timed. The times are medians over the rounds, with the quartiles behind; the ratio is PyTorch's median over
-ours. Machines are noisy: compare the ratios, not the times.
+needs gpbackprop; whatever is installed of PyTorch, JAX and scikit-learn takes part. All start from the same parameters
+and take the same batches of the same rows by the same rule; their losses are compared in every turn, and a difference
+ends the program. A step is the whole of it: gather of the rows, forward, loss, backward, update, and the loss added up.
+
+    step    from 784 float32 pixels in memory; the time of a turn of many steps, divided by their number
+    epoch   over as many rows as MNIST has, stored as uint8 (a tenth of them for convolutions, a fifth for the LSTM)
+
+Times are medians over the rounds, with the quartiles behind. A ratio is another's time over ours, taken round by round,
+so that what slows a whole round down cancels. All have the same number of threads. Every turn ends with the loss on the
+host: that is also what waits for a GPU. "Cores" are CPU seconds a second: fewer than the threads of one who only
+multiplies mean that the machine has other work. New memory is what the process takes from the system in one more turn,
+at most. "Products alone" are the matrix products of our step and nothing else: no step made of them can be faster.
 """
 
 import argparse
-import itertools
+import importlib
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
-import torch
-
-import gpbackprop as gp
-
-ROWS, INPUTS, CLASSES = 6000, 784, 10
-
-# hidden units, batch, activation, loss, learning rate
-NETWORKS = {
-    "784-30-10, batch 10": ((30,), 10, "sigmoid", gp.HalfSquaredError(), 0.1),
-    "784-128-64-10, batch 64": ((128, 64), 64, "relu", gp.SoftmaxCrossEntropy(), 0.01),
-    "784-512-512-10, batch 128": ((512, 512), 128, "relu", gp.SoftmaxCrossEntropy(), 0.01),
-    "784-1024-1024-10, batch 512": ((1024, 1024), 512, "relu", gp.SoftmaxCrossEntropy(), 0.01),
+# What takes part beside our trainer: its module, imported when wanted, and the class there.
+RIVALS = {
+    "torch": ("bench_torch", "Eager"),
+    "loader": ("bench_torch", "Loader"),
+    "compile": ("bench_torch", "Compiled"),
+    "graph": ("bench_torch", "Graphed"),
+    "jax": ("bench_jax", "Scan"),
+    "sklearn": ("bench_sklearn", "PartialFit"),
+    "vmap": ("bench_torch", "Stacked"),
+    "alone": ("bench_ours", "OneByOne"),
+    "products": ("bench_ours", "Products"),
 }
 
-Step = Callable[[int], None]
+# Largest relative difference of two losses of one turn. The sums of a product over n inputs round by about
+# sqrt(n) 2^-24 each, 2e-6 for 784, and the steps of a run carry that on; measured differences are below 1e-4. A bias
+# left out, a batch taken twice or another rate differ by 1e-2 and more after a few steps.
+TOLERANCE = 1e-3
+
+UNITS = {"step": "us", "epoch": "ms"}
 
 
-def ours(hidden, batch, activation, loss, lr, x, labels, order) -> tuple[Step, Callable[[], float], list[np.ndarray]]:
-    """Our step on batch i, the loss of the last step, and the initial parameters."""
-    last = activation if isinstance(loss, gp.HalfSquaredError) else None
-    model = gp.Chain(*(gp.Dense(units, activation=activation) for units in hidden), gp.Dense(CLASSES, activation=last))
-    prepared = gp.data.Preparation(
-        (), ("class",), None, False, tuple(map(str, range(CLASSES))), (INPUTS,), np.zeros(1), np.ones(1)
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="networks whose names hold NAME; can be repeated"
     )
-    data = gp.data.Dataset("bench", {"train": gp.data.Split(x, labels, None, np.arange(ROWS))}, prepared, "")
-    trainer = gp.Trainer(model, loss, gp.SGD(lr), data, batch_size=batch, device="cpu", metrics=())
-    plan, load = trainer.training.plan(batch)
-    trainer._set_rate()
-
-    def step(i: int) -> None:
-        load(order[i % len(order)][None])
-        plan.forward()
-        plan.backward()
-        trainer.update.step()
-
-    def last_loss() -> float:
-        return trainer.training.results()["loss"]
-
-    views = trainer.network.params.views(trainer.network.w)
-    return step, last_loss, [np.array(view[0]) for view in views.values()]
-
-
-def theirs(hidden, batch, activation, loss, lr, x, labels, order, parameters) -> tuple[Step, Callable[[], float]]:
-    """PyTorch's eager step on batch i, and the mean loss of the steps so far."""
-    act = {"sigmoid": torch.nn.Sigmoid, "relu": torch.nn.ReLU}[activation]
-    half_squared = isinstance(loss, gp.HalfSquaredError)
-    layers: list[torch.nn.Module] = []
-    sizes = (INPUTS, *hidden, CLASSES)
-    for k, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        dense = torch.nn.Linear(inputs, outputs)
-        with torch.no_grad():
-            dense.weight.copy_(torch.from_numpy(parameters[2 * k].T))
-            dense.bias.copy_(torch.from_numpy(parameters[2 * k + 1]))
-        layers += [dense] if k == len(hidden) and not half_squared else [dense, act()]
-    model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    inputs, classes = torch.from_numpy(x), torch.from_numpy(labels)
-    one_hot, index = torch.eye(CLASSES)[classes], torch.from_numpy(order)
-    cross_entropy = torch.nn.CrossEntropyLoss()
-    total = torch.zeros(())
-    steps = 0
-
-    def step(i: int) -> None:
-        nonlocal steps
-        rows = index[i % len(index)]
-        optimizer.zero_grad()
-        y = model(inputs[rows])
-        value = 0.5 * ((y - one_hot[rows]) ** 2).sum() / batch if half_squared else cross_entropy(y, classes[rows])
-        value.backward()
-        optimizer.step()
-        total.add_(value.detach())
-        steps += 1
-
-    return step, lambda: total.item() / steps
+    parser.add_argument("--measure", default="step,epoch", help="step, epoch, or both (the default)")
+    parser.add_argument("--rivals", default=",".join(RIVALS), help='some of %(default)s; "" for none')
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=cores(), help="of everybody (default: the cores, %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="of steps; epochs take a third (default: %(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of each network: does it run, do losses agree?"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios (needs matplotlib)")
+    arguments = parser.parse_args()
+    arguments.rivals = [name for name in arguments.rivals.split(",") if name]
+    if unknown := set(arguments.rivals) - set(RIVALS):
+        parser.error(f"--rivals: {', '.join(sorted(unknown))} is none of {', '.join(RIVALS)}")
+    return arguments
 
 
-def turn_by_turn(sides: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Microseconds a step of each side, one figure a round."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, step in sides.items():
-            start = time.perf_counter()
-            for i in range(steps):
-                step(i)
-            times[name].append((time.perf_counter() - start) / steps * 1e6)
-    return times
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settings(threads: int, device: str) -> dict[str, str]:
+    """The environment in which OpenBLAS, MKL, OpenMP (PyTorch), Numba and XLA have `threads` threads each.
+
+    They read it once, when they are loaded.
+    """
+    names = ("OPENBLAS", "OMP", "MKL", "NUMBA", "VECLIB_MAXIMUM")
+    wanted = {f"{name}{'' if '_' in name else '_NUM'}_THREADS": str(threads) for name in names}
+    wanted |= {"PJRT_NPROC": str(threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    flag = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    wanted["XLA_FLAGS"] = flags if flag in flags.split() else f"{flags} {flag}".strip()
+    return wanted | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
+
+
+def with_settings(wanted: dict[str, str]) -> None:
+    """Go on if the environment is as wanted, else start again in one that is."""
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    command, environment = [sys.executable, *sys.argv], os.environ | wanted
+    if os.name == "nt":
+        sys.exit(subprocess.call(command, env=environment))
+    os.execve(sys.executable, command, environment)
+
+
+def rivals(names: list[str]) -> dict[str, type]:
+    """The classes that are installed; of others it says that they are not."""
+    found = {}
+    for name in names:
+        module, cls = RIVALS[name]
+        try:
+            found[name] = getattr(importlib.import_module(module), cls)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out, {error.name} is not installed")
+    return found
+
+
+def settle() -> None:
+    """Wait until no thread of the last turn still spins: BLAS and OpenMP do so for a while, at the next one's cost."""
+    for _ in range(100):
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 0.001:
+            return
+
+
+def take_turns(contestants: list, rounds: int, tolerance: float = TOLERANCE) -> dict[str, dict]:
+    """The seconds, CPU seconds and losses of each turn of each contestant, after a first one that is not timed.
+
+    The first contestant is ours: it knows the order of the rows. One that does not train has no loss. Raises ValueError
+    where a loss is not that of ours.
+    """
+    results: dict[str, dict] = {each.name: {"seconds": [], "cpu": [], "difference": 0.0} for each in contestants}
+    for turn in range(rounds + 1):
+        order = contestants[0].order()
+        losses = {}
+        shift = turn % len(contestants)  # who comes first, and finds which caches, changes
+        for each in contestants[shift:] + contestants[:shift]:
+            settle()
+            wall, cpu = time.perf_counter(), time.process_time()
+            losses[each.name] = each.epoch(order)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if turn:
+                results[each.name]["seconds"].append(wall)
+                results[each.name]["cpu"].append(cpu)
+        for name, loss in losses.items():
+            if loss is None:
+                continue
+            difference = max(abs(loss / losses[contestants[0].name] - 1))
+            results[name]["difference"] = max(results[name]["difference"], float(difference))
+            if not difference <= tolerance:  # NaN too
+                raise ValueError(
+                    f"after {turn} rounds the losses of {name}, {loss}, and of {contestants[0].name}, "
+                    f"{losses[contestants[0].name]}, differ by {difference:.1e}, more than {tolerance:g}: they do not "
+                    "do the same work"
+                )
+    return results
+
+
+def resident(each, order) -> float | None:
+    """KiB by which the memory of the process rises, at most, in one more turn; None where Linux does not say."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts from here
+        before = status("VmRSS")
+        each.epoch(order)
+        return max(0.0, status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def measure(name: str, network, epoch: bool, chosen: dict[str, type], arguments: argparse.Namespace) -> dict:
+    """All contestants at one network; prints the block of it and returns the figures."""
+    import bench_ours
+    import bench_work
+    import numpy as np
+
+    device, quick = arguments.device, arguments.quick
+    steps = 3 if quick else network.rows // network.batch if epoch else network.steps
+    rows = bench_work.draw(steps * network.batch, network.shape, np.uint8 if epoch else np.float32)
+    ours = bench_ours.Ours(network, rows, device)
+    parameters = ours.parameters()
+    takes = [cls for cls in chosen.values() if not cls.refuses(network, epoch, device)]
+    contestants = [ours, *(cls(network, rows, parameters, device) for cls in takes)]
+    results = take_turns(contestants, 2 if quick else max(3, arguments.rounds // 3) if epoch else arguments.rounds)
+
+    print(f"\n{name}: {'an epoch' if epoch else 'a step'}, {steps} steps a turn")
+    print(f"{'':26}{'median':>12}{'quartiles':>20}{'ratio':>8}{'quartiles':>14}{'cores':>7}{'new memory':>13}")
+    unit, scale = UNITS["epoch" if epoch else "step"], 1e3 if epoch else 1e6 / steps
+    order = ours.order()
+    for each in contestants:
+        result = results[each.name]
+        result[unit] = low, middle, high = quartiles([scale * second for second in result["seconds"]])
+        pairs = zip(result["seconds"], results[ours.name]["seconds"], strict=True)
+        result["ratio"] = quartiles([their / our for their, our in pairs])
+        result["cores"] = sum(result["cpu"]) / sum(result["seconds"])
+        result["resident"] = resident(each, order)
+        ratio = result["ratio"]
+        memory = "" if result["resident"] is None else f"{result['resident']:,.0f} KiB"
+        print(
+            f"{each.name:26}{f'{middle:,.0f} {unit}':>12}{f'({low:,.0f} - {high:,.0f})':>20}{ratio[1]:8.2f}"
+            f"{f'({ratio[0]:.2f} - {ratio[2]:.2f})':>14}{result['cores']:7.2f}{memory:>13}"
+        )
+    found = {"network": name, "measure": "epoch" if epoch else "step", "steps": steps, "contestants": results}
+    if not epoch:
+        found["memory"] = kept = bench_ours.memory(ours)
+        print(f"{'':26}our turn asks Python for {kept['peak']:,.0f} KiB at most and keeps {kept['kept']:.1f} KiB")
+    return found
+
+
+def machine(arguments: argparse.Namespace, chosen: dict[str, type]) -> dict:
+    """Where and with what the figures were measured."""
+    import numpy as np
+
+    import gpbackprop as gp
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    try:  # which processor OpenBLAS takes this one for can halve its speed
+        from threadpoolctl import threadpool_info
+
+        found = [each for each in threadpool_info() if each["user_api"] == "blas"]
+        blas = ", ".join(
+            f"{each['internal_api']} {each['version']} for {each.get('architecture')}" for each in found[:1]
+        )
+    except ModuleNotFoundError:
+        blas = f"for {os.environ.get('OPENBLAS_CORETYPE', 'the processor that it finds')}"
+    versions = {"gpbackprop": gp.__version__, "Python": platform.python_version(), "NumPy": np.__version__}
+    for cls in chosen.values():
+        module = sys.modules[cls.__module__]
+        if hasattr(module, "LIBRARY"):
+            versions[module.LIBRARY] = module.VERSION
+    return {
+        "cpu": cpu, "blas": blas, "cores": cores(), "threads": arguments.threads, "versions": versions,
+        "device": gp.backend.select(arguments.device).description,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }  # fmt: skip
+
+
+def summary(results: list[dict], which: str) -> str:
+    """The ratios of all networks as a table in Markdown."""
+    rows, unit = [result for result in results if result["measure"] == which], UNITS[which]
+    names = list(dict.fromkeys(name for row in rows for name in row["contestants"]))
+    lines = [[which, f"{names[0]}, {unit}", *names[1:]], ["---"] * (len(names) + 1)]
+    for row in rows:
+        each = row["contestants"]
+        ratios = [f"{each[name]['ratio'][1]:.2f}" if name in each else "" for name in names[1:]]
+        lines.append([row["network"], f"{each[names[0]][unit][1]:,.0f}", *ratios])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=200, help="steps of a round for the smallest network")
-    parser.add_argument("--json", help="a file to write the figures to as well")
-    arguments = parser.parse_args()
-    rng = np.random.default_rng(0)
-    x = rng.random((ROWS, INPUTS), np.float32)
-    labels = rng.integers(0, CLASSES, ROWS)
-    results = {}
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, NumPy {np.__version__}, "
-          f"PyTorch {torch.__version__}")  # fmt: skip
-    print(f"{'network':29}{'gpbackprop':>24}{'PyTorch eager':>24}{'ratio':>8}")
-    for name, (hidden, batch, *rest) in NETWORKS.items():
-        order = rng.integers(0, ROWS, (50, batch))
-        step, loss, parameters = ours(hidden, batch, *rest, x, labels, order)
-        their_step, their_loss = theirs(hidden, batch, *rest, x, labels, order, parameters)
-        for i in range(20):
-            step(i)
-            their_step(i)
-        assert abs(loss() - their_loss()) < 1e-4 * abs(loss()), f"{name}: {loss()} and {their_loss()} are not one loss"
-        steps = max(5, arguments.steps * 30 * 10 // (hidden[0] * batch))
-        times = turn_by_turn({"gpbackprop": step, "PyTorch eager": their_step}, arguments.rounds, steps)
-        medians = {side: statistics.median(each) for side, each in times.items()}
-        ratio = medians["PyTorch eager"] / medians["gpbackprop"]
-        results[name] = {"microseconds": times, "median": medians, "ratio": ratio}
-        cells = ""
-        for side, each in times.items():
-            low, _, high = statistics.quantiles(each, n=4)
-            cells += f"{f'{medians[side]:.0f} us ({low:.0f}-{high:.0f})':>24}"
-        print(f"{name:29}{cells}{ratio:8.2f}")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+    arguments = parse()
+    with_settings(settings(arguments.threads, arguments.device))
+    import bench_work
+
+    chosen = rivals(arguments.rivals)
+    facts = machine(arguments, chosen)
+    print(
+        f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}; {facts['device']}; {facts['threads']} threads"
+    )
+    print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()), "| BLAS:", facts["blas"])
+    wanted, results = [only.lower() for only in arguments.only or [""]], []
+    for epoch in (False, True):
+        for name, network in bench_work.NETWORKS.items():
+            here = network.device in ("", arguments.device) and any(only in name.lower() for only in wanted)
+            if here and ("epoch" if epoch else "step") in arguments.measure:
+                results.append(measure(name, network, epoch, chosen, arguments))
+                if arguments.json:  # as far as it has come
+                    arguments.json.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
+    if not results:
+        sys.exit(f"--only: no network has that in its name; there are {'; '.join(bench_work.NETWORKS)}")
+    for which in UNITS:
+        if any(result["measure"] == which for result in results):
+            print(f"\n{summary(results, which)}")
+    if arguments.picture:
+        import bench_picture
+
+        bench_picture.draw({"machine": facts, "results": results}, arguments.picture)
 
 
 if __name__ == "__main__":
-    with np.errstate(all="ignore"):
-        main()
+    main()
