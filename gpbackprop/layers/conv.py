@@ -151,78 +151,78 @@ class ConvTranspose2d(Convolution):
         return cls(2, 3, stride=2, padding=1, groups=2), (3, 2, 4)
 
 
+class Kernel:
+    """W over images of `channels` channels and rows (K, batch windows, units): with X the columns of the images,
+
+    see: X,  times: rows = X W,  spread: images = rows W^T added up where windows overlap,  learn: dW = X^T rows.
+
+    Each is a list of calls, one for each block of the batch and each group of channels in it; `times` and `learn` go by
+    the X that was seen last, `spread` writes over it.
+    """
+
+    def __init__(self, plan: Plan, W: Slot, windows: Sequence[Axis], batch: int, channels: int, groups: int):
+        self.plan, self.W, self.groups = plan, W, groups
+        self.w = split(W.rows.value, groups)
+        self.columns = Columns(plan, windows, batch, channels, groups)
+
+    def parts(self, rows: Array) -> list[tuple[int, Array, Array]]:
+        """(group, X, the windows and units in `rows` that belong to it) of each call."""
+        columns, groups = self.columns, self.groups
+        return [
+            (g, columns.of(block), part)
+            for block in columns.blocks
+            for g, part in enumerate(split(rows[:, block.windows], groups))
+        ]
+
+    def see(self, images: Array) -> list[Closure]:
+        return [call for calls in self.columns.read(images) for call in calls]
+
+    def times(self, rows: Array, b: Slot | None = None) -> list[Closure]:
+        """rows = X W, plus b"""
+        gemm, products = self.plan.backend.gemm, self.parts(rows)
+        calls: list[Closure] = [partial(gemm, X, self.w[g], part) for g, X, part in products]
+        if b is None:
+            return calls
+        biases = split(b.reshape(1, b.shape[0]).value, self.groups)
+        adds = [partial(self.plan.xp.add, part, biases[g], out=part) for g, _, part in products]
+        return [in_order(pair) for pair in zip(calls, adds, strict=True)]
+
+    def spread(self, images: Array, rows: Array) -> list[Closure]:
+        return [call for calls in self.columns.write(images, rows, self.w) for call in calls]
+
+    def learn(self, rows: Array) -> list[Closure]:
+        """dW as a sum of products, one for each block, in their order; the first overwrites what was there."""
+        gemm, add, grads = self.plan.backend.gemm, self.plan.xp.add, split(self.W.rows.grad, self.groups)
+        term = self.plan.scratch(grads[0].shape[1:]) if len(self.columns.blocks) > 1 else None
+
+        def call(first: bool, X: Array, part: Array, grad: Array) -> Closure:
+            if first:
+                return partial(gemm, X.swapaxes(-1, -2), part, grad)
+            return in_order([partial(gemm, X.swapaxes(-1, -2), part, term), partial(add, grad, term, out=grad)])
+
+        return [call(i < self.groups, X, part, grads[g]) for i, (g, X, part) in enumerate(self.parts(rows))]
+
+
 def convolve(plan: Plan, x: Slot, W: Slot, b: Slot | None, y: Slot, windows: Sequence[Axis], groups: int) -> None:
-    """Register y = X W + b, block by block, and its gradients."""
-    gemm, w = plan.backend.gemm, split(W.rows.value, groups)
-    columns = Columns(plan, windows, x.shape[0], x.shape[-1], groups)
-    reads = columns.read(x.value)
-
-    forwards: list[Closure] = []
-    for block, read in zip(columns.blocks, reads, strict=True):
-        rows = y.rows.value[:, block.windows]
-        for g, part in enumerate(split(rows, groups)):
-            forwards += [read[g], partial(gemm, columns.of(block), w[g], part)]
-        if b:
-            forwards.append(partial(plan.xp.add, rows, b.reshape(1, y.shape[-1]).value, out=rows))
-
-    backwards: list[Closure] = []
-    dy: Array = y.rows.grad
+    """Register y = X W + b, X of x, and its gradients."""
+    kernel, dy = Kernel(plan, W, windows, x.shape[0], x.shape[-1], groups), y.rows.grad
+    see = kernel.see(x.value)
+    plan.step(alternately(see, kernel.times(y.rows.value, b)), None)
     if plan.training:
-        grow = Sum(plan, W, groups)
-        writes = None if x.grad is None else columns.write(x.grad, dy, w)
-        for i, block in enumerate(columns.blocks):
-            for g, part in enumerate(split(dy[:, block.windows], groups)):
-                if len(reads) * groups > 1:  # else the columns are still those of the forward pass
-                    backwards.append(reads[i][g])
-                backwards += grow.by(g, columns.of(block).swapaxes(-1, -2), part)
-                if writes:
-                    backwards.append(writes[i][g])
-        backwards += bias_gradient(plan, b, y)
-    plan.step(in_order(forwards), in_order(backwards))
+        again = see if len(see) > 1 else []  # else X is still that of the forward pass
+        dx = [] if x.grad is None else kernel.spread(x.grad, dy)
+        plan.step(None, in_order([alternately(again, kernel.learn(dy), dx), *bias_gradient(plan, b, y)]))
 
 
 def convolve_back(plan: Plan, x: Slot, W: Slot, b: Slot | None, y: Slot, windows: Sequence[Axis], groups: int) -> None:
-    """Register y = the sum, where windows of y overlap, of x W^T, plus b, block by block, and its gradients."""
-    gemm, w = plan.backend.gemm, split(W.rows.value, groups)
-    columns = Columns(plan, windows, x.shape[0], y.shape[-1], groups)
-
-    forwards: list[Closure] = []
-    for block, writes in zip(columns.blocks, columns.write(y.value, x.rows.value, w), strict=True):
-        forwards += writes
-        if b:
-            part = y.value[:, block.rows]
-            forwards.append(partial(plan.xp.add, part, b.reshape(1, 1, 1, y.shape[-1]).value, out=part))
-
-    backwards: list[Closure] = []
-    dx: Array = x.rows.grad
+    """Register y = the sum, where windows of y overlap, of x W^T, plus b, and its gradients, X of dy."""
+    kernel, dx = Kernel(plan, W, windows, x.shape[0], y.shape[-1], groups), x.rows.grad
+    add = [] if b is None else [partial(plan.xp.add, y.rows.value, b.reshape(1, y.shape[-1]).value, out=y.rows.value)]
+    plan.step(in_order([*kernel.spread(y.value, x.rows.value), *add]), None)
     if plan.training:
-        grow = Sum(plan, W, groups)
-        for block, read in zip(columns.blocks, columns.read(y.grad), strict=True):
-            for g, part in enumerate(split(x.rows.value[:, block.windows], groups)):
-                backwards += [read[g], *grow.by(g, columns.of(block).swapaxes(-1, -2), part)]
-                if dx is not None:
-                    grad = split(dx[:, block.windows], groups)[g]
-                    backwards.append(partial(gemm, columns.of(block), w[g], grad))
-        backwards += bias_gradient(plan, b, y)
-    plan.step(in_order(forwards), in_order(backwards))
-
-
-class Sum:
-    """The gradient of W as a sum of products, one for each block of the batch, in their order."""
-
-    def __init__(self, plan: Plan, W: Slot, groups: int):
-        self.plan, self.grads, self.term = plan, split(W.rows.grad, groups), None
-        self.begun = [False] * groups
-
-    def by(self, group: int, left: Array, right: Array) -> list[Closure]:
-        """The calls that add left right to the gradient of a group's weights; the first overwrites what was there."""
-        gemm, add, grad = self.plan.backend.gemm, self.plan.xp.add, self.grads[group]
-        if not self.begun[group]:
-            self.begun[group] = True
-            return [partial(gemm, left, right, grad)]
-        if self.term is None:
-            self.term = self.plan.scratch(grad.shape[1:])
-        return [partial(gemm, left, right, self.term), partial(add, grad, self.term, out=grad)]
+        see, learn = kernel.see(y.grad), kernel.learn(x.rows.value)
+        times = [] if dx is None else kernel.times(dx)
+        plan.step(None, in_order([alternately(see, learn, times), *bias_gradient(plan, b, y)]))
 
 
 def bias_gradient(plan: Plan, b: Slot | None, y: Slot) -> list[Closure]:
@@ -237,6 +237,11 @@ def split(a: Array, groups: int) -> list[Array]:
     """Views of equal parts of the last axis."""
     share = a.shape[-1] // groups
     return [a[..., g * share : (g + 1) * share] for g in range(groups)]
+
+
+def alternately(*rows: Sequence[Closure]) -> Closure:
+    """One call of the first of each of the rows, then of the second of each, and so on; a row may be empty."""
+    return in_order([call for turn in zip(*filter(None, rows), strict=True) for call in turn])
 
 
 def in_order(calls: Sequence[Closure]) -> Closure:
