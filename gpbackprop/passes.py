@@ -185,7 +185,7 @@ def expect_symbols(network: Network, split: Split, preparation: Preparation, nam
         return
     place = tuple(np.argwhere(wrong)[0])
     row, inside = split.index[place[: split.index.ndim]], ", ".join(map(str, place[split.index.ndim :]))
-    found, advice = f"{float(raw[place]):g}", "correct the data, or give the embedding a larger vocabulary"
+    found, advice = f"{float(raw[place]):g}", "give the embedding a larger vocabulary, or correct the data"
     if normalised:
         found, advice = f"{found}, normalised to {x[place]:g}", 'set normalize = "none" in [data]'
     raise DataError(

@@ -336,7 +336,7 @@ def test_data_that_an_embedding_has_no_row_for_are_refused_before_training_start
         bad = [list(each) for each in good]
         bad[row][3] = wrong
         said = (
-            rf"^{split} row {row}, input 3 .*: found {wrong:g}; an embedding of 5 symbols takes .* from 0 to 4; correct"
+            rf"^{split} row {row}, input 3 .*: found {wrong:g}; an embedding of 5 symbols takes .* from 0 to 4; give"
         )
         with pytest.raises(DataError, match=said):
             training(model, symbols(bad))
