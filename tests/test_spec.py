@@ -159,7 +159,7 @@ def test_every_error_of_a_nested_table_comes_with_its_path():
     table = [
         {"type": "dense", "units": -1},
         {"type": "residual", "layers": [{"type": "dense", "unit": 3}]},
-        {"type": "parallel", "branches": [[{"type": "dropout", "rate": 2}], "relu"], "combine": "product"},
+        {"type": "parallel", "branches": [[{"type": "dropout", "rate": 2}], "relu"], "combine": "mean"},
         {"type": "dense", "units": 3, "activation": {"type": "leaky_relu", "slope": "steep"}},
         {"type": "dense", "units": 3, "init": {"W": {"type": "normal", "std": -1}}},
         {"type": "dense", "units": True},
@@ -202,7 +202,7 @@ def test_an_unknown_key_is_refused_by_every_layer(cls):
         (lambda: SGD("a", momentum=2.0), "SGD: lr: found 'a', expected a number or a list of them\nSGD: momentum: "),
         (lambda: Chain("relu", "rellu"), "Chain: layers.1: unknown type 'rellu' (did you mean 'relu'?)"),
         (lambda: Parallel("relu", [Relu(), "rellu"]), "Parallel: branches.1.1: unknown type 'rellu'"),
-        (lambda: Parallel("relu", combine="x"), "Parallel: combine: found 'x', expected 'concat' or 'sum'"),
+        (lambda: Parallel("relu", combine="x"), "Parallel: combine: found 'x', expected 'concat', 'sum' or 'product'"),
     ],
 )
 def test_a_direct_call_says_what_a_config_would(make, message):
