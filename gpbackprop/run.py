@@ -29,6 +29,7 @@ from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset, folds
 from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
 from gpbackprop.lock import Lock
+from gpbackprop.recorder import Recorder
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
@@ -104,9 +105,9 @@ class Run:
         self._write_facts(sessions)
         try:
             with log_file(self.path / "log.txt"), stopping_at_signals(self.trainer) as received:
-                recorder = Recorder(self)
-                self.trainer.fit(epochs, hooks=[recorder, *hooks])
-                recorder.save()
+                with Recorder(self.path, self.trainer) as recorder:
+                    self.trainer.fit(epochs, hooks=[recorder, *hooks])
+                    recorder.save()
                 code = received[0] if received else 0
                 outcome = self.outcome(time.perf_counter() - start, evaluate=not code)
         except (GPError, MemoryError) as error:
@@ -141,7 +142,7 @@ class Run:
         rows = [member_row(row, k) for row in read_metrics(self.metrics_file)]
         _replace(alone.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         alone._write_facts(read_facts(self.path).get("sessions", []))
-        Recorder(alone).save()
+        Recorder(temporary, alone.trainer).save()
         alone._lock.close()
         os.replace(temporary, path)
         alone.path = path
@@ -186,41 +187,6 @@ class Run:
             "sessions": sessions,
         }
         _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
-
-
-class Recorder(Hook):
-    """Appends each epoch to metrics.jsonl and saves checkpoints when they are due."""
-
-    def __init__(self, run: Run):
-        self.run, self.trainer = run, run.trainer
-        self.saved = self.trainer.step
-
-    def on_epoch(self, trainer: Trainer, row: Row) -> None:
-        with open(self.run.metrics_file, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.is_best or trainer.epoch % trainer.train.checkpoint_every == 0:
-            self.save()
-
-    @property
-    def is_best(self) -> bool:
-        """Whether the trainer stands at the end of its best epoch; the training loss does not say which that is."""
-        trainer = self.trainer
-        says = not trainer.monitor.column.startswith("train_")
-        return says and trainer.monitor.best_epoch == trainer.epoch > 0 and not trainer.batch_in_epoch
-
-    def save(self) -> None:
-        """Save the present step, unless it is saved already."""
-        trainer, directory = self.trainer, self.run.path / "checkpoints"
-        if self.saved != trainer.step or not any(directory.glob("step-*.h5")):
-            checkpoint.save(directory, trainer.step, trainer.content(), trainer.train.keep, warn=log.warning)
-            self.saved = trainer.step
-            monitor = trainer.monitor
-            if self.is_best:
-                checkpoint.mark_best(
-                    directory,
-                    trainer.step,
-                    {"metric": monitor.column, "value": monitor.best, "epoch": monitor.best_epoch},
-                )
 
 
 def is_run(path: Path) -> bool:

@@ -1,11 +1,26 @@
 """Floor 3: the `[train]` table, which the trainer reads and the config holds."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator
 
 from gpbackprop.data.preparation import Preparation
 from gpbackprop.errors import ConfigError
 from gpbackprop.metrics import R2, Accuracy, MeanAbsoluteError, Metric
 from gpbackprop.spec import Count, Flag, NonNegative, Text, one_of, spec, to_table
+
+_INTERVAL = re.compile(r"(\d+) (epoch|step)s?|(\d+(?:\.\d+)?) (minute)s?")
+
+
+def _interval(value: Any) -> int | str:
+    """`value`, if `Train.saving` can make sense of it."""
+    if type(value) is int and value > 0:
+        return value
+    found = _INTERVAL.fullmatch(value) if isinstance(value, str) else None
+    if not found or not float(found[1] or found[3]):
+        raise ValueError(f'found {value!r}, expected a number of epochs, or text like "500 steps" or "10 minutes"')
+    return value
 
 
 @spec
@@ -26,7 +41,9 @@ class Train:
     """How long, in what batches, and what is counted.
 
     `batch_size` is a number of rows or "full"; the last batch of an epoch is short where the rows do not divide evenly.
-    `checkpoint_every` counts epochs; `keep` is the number of checkpoints kept beside the best one.
+    `checkpoint_every` counts epochs, or is a text like "500 steps" or "10 minutes"; `keep` is the number of checkpoints
+    kept beside the best one. When a checkpoint, or a line of metrics.jsonl, cannot be written, `on_save_error = "stop"`
+    stops, and "continue" trains on, warns, and tries again next time; what cannot be saved at the end is an error.
     With `bptt` = T rows that are sequences are cut into windows of T steps, which are visited in order, a step each:
     recurrent layers go on from the state where the window before ended, and gradients go back T steps at most
     (truncated backpropagation through time). Every step needs a target.
@@ -39,8 +56,17 @@ class Train:
     metrics: tuple[one_of(Metric), ...] | None = None
     early_stopping: EarlyStopping | None = None
     bptt: Count | None = None
-    checkpoint_every: Count = 1
+    checkpoint_every: Annotated[int | str, PlainValidator(_interval)] = 1
     keep: Count = 3
+    on_save_error: Literal["stop", "continue"] = "stop"
+
+    @property
+    def saving(self) -> tuple[float, str]:
+        """`checkpoint_every` as a number and its unit: epoch, step or minute."""
+        if isinstance(self.checkpoint_every, int):
+            return self.checkpoint_every, "epoch"
+        number, unit = self.checkpoint_every.split()
+        return float(number), unit.removesuffix("s")
 
     def row_shape(self, preparation: Preparation) -> tuple[int, ...]:
         """What a network sees of a row at once. Raises ConfigError where `bptt` does not fit the data."""

@@ -24,7 +24,8 @@ HOUSE = [
     {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
-    {"run", "tracing"},  # 5
+    {"recorder"},  # 5
+    {"run", "tracing"},
     {"model"},
     {"cli"},
 ]

@@ -14,7 +14,8 @@ The file holds data only: arrays, counters, text as bytes. No pickles, no class 
 
 followed by a trailer: 16 bytes of magic and the SHA-256 of all before them. Any HDF5 tool opens it.
 
-`write` makes one file, `read` checks one; `save`, `mark_best`, `latest` and `best` keep the series in a directory.
+`write` makes one file, `read` checks one; `save`, `mark_best`, `latest` and `best` keep the series in a directory, and
+a `Saver` saves into it while training goes on.
 The digest proves that a file is whole, not who wrote it; so the reader trusts nothing inside either.
 """
 
@@ -23,6 +24,7 @@ import os
 # Whatever is on the machine's HDF5 plugin path stays unloaded. libhdf5 reads this once, when it starts.
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
+from gpbackprop.checkpoint.background import Saver
 from gpbackprop.checkpoint.format import VERSION
 from gpbackprop.checkpoint.reader import Checkpoint, read
 from gpbackprop.checkpoint.series import best, latest, mark_best, save
@@ -34,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "DamagedError",
     "Entry",
+    "Saver",
     "best",
     "image",
     "latest",

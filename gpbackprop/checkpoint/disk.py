@@ -49,14 +49,14 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
             raise
         raise CheckpointError(
             f"{path}: could not be written: {error.strerror or error}. What was there before is untouched. "
-            f"Make room in {path.parent} or let this user write there, then run again; a run goes on with `resume`"
+            f"Make room in {path.parent}, or let this user write there"
         ) from error
     try:
         sync(path.parent)
     except OSError as error:
         raise CheckpointError(
             f"{path}: written, but the disk did not confirm it: {error.strerror or error}. After a power cut the "
-            f"old or the new file is there, each whole. Check the disk under {path.parent}, then go on with `resume`"
+            f"old or the new file is there, each whole. Check the disk under {path.parent}"
         ) from error
 
 

@@ -23,11 +23,19 @@ _ASIDE = re.compile(r"step-\d{9,}\.h5\.damaged(-\d+)?")
 _TEMPORARY = re.compile(r"\.(step-\d{9,}\.h5|last\.json|best\.json)\.[0-9a-f]{16}\.tmp")
 
 
-def save(directory: Path, step: int, content: writer.Content, keep: int, warn: Warn = warnings.warn) -> Path:
+def save(
+    directory: Path,
+    step: int,
+    content: writer.Content,
+    keep: int,
+    warn: Warn = warnings.warn,
+    best: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the checkpoint of `step`, record it in last.json, then remove all but the newest `keep` and the best one.
 
-    The checkpoint is safe once this returns. Raises CheckpointError when it could not be written, or the directory
-    holds a later step; the earlier checkpoints are untouched then. `warn` hears of an old file that stays.
+    With `best`, plain numbers for best.json, it is that one from now on. The checkpoint is safe once this returns.
+    Raises CheckpointError when it could not be written, or the directory holds a later step; the earlier checkpoints
+    are untouched then. `warn` hears of an old file that stays.
     """
     directory = Path(directory)
     path = directory / f"step-{step:09d}.h5"
@@ -41,6 +49,8 @@ def save(directory: Path, step: int, content: writer.Content, keep: int, warn: W
     if step >= newest:
         digest = writer.write(path, content)
         _record(directory / "last.json", {"file": path.name, "step": step, "sha256": digest})
+        if best is not None:
+            mark_best(directory, step, best)
         _prune(directory, max(keep, 1), warn)
         return path
     raise CheckpointError(
