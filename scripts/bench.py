@@ -7,13 +7,13 @@ and take the same batches of the same rows by the same rule; their losses are co
 ends the program. A step is the whole of it: gather of the rows, forward, loss, backward, update, and the loss added up.
 
     step    from 784 float32 pixels in memory; the time of a turn of many steps, divided by their number
-    epoch   over as many rows as MNIST has, stored as uint8 (a tenth of them for convolutions, a fifth for the LSTM)
+    epoch   over as many rows as MNIST has, stored as uint8 (fewer for the last three networks)
 
 Times are medians over the rounds, with the quartiles behind. A ratio is another's time over ours, taken round by round,
 so that what slows a whole round down cancels. All have the same number of threads. Every turn ends with the loss on the
-host: that is also what waits for a GPU. "Cores" are CPU seconds a second: fewer than the threads of one who only
-multiplies mean that the machine has other work. New memory is what the process takes from the system in one more turn,
-at most. "Products alone" are the matrix products of our step and nothing else: no step made of them can be faster.
+host: that is also what waits for a GPU. "Cores" are CPU seconds a second: less than 1 means that the machine has other
+work, from which threads that wait for each other suffer most. "New memory" is what the process takes from the system,
+at most, in one more turn. "Products alone" are the matrix products of our step: nothing made of them can be faster.
 """
 
 import argparse
@@ -204,6 +204,10 @@ def measure(name: str, network, epoch: bool, chosen: dict[str, type], arguments:
             f"{each.name:26}{f'{middle:,.0f} {unit}':>12}{f'({low:,.0f} - {high:,.0f})':>20}{ratio[1]:8.2f}"
             f"{f'({ratio[0]:.2f} - {ratio[2]:.2f})':>14}{result['cores']:7.2f}{memory:>13}"
         )
+    if device == "cpu" and (least := min(result["cores"] for result in results.values())) < 0.9:
+        print(
+            f"{'':26}the machine had other work: one of us got {least:.2f} of a core. With several threads, repeat it"
+        )
     found = {"network": name, "measure": "epoch" if epoch else "step", "steps": steps, "contestants": results}
     if not epoch:
         found["memory"] = kept = bench_ours.memory(ours)
@@ -226,10 +230,9 @@ def machine(arguments: argparse.Namespace, chosen: dict[str, type]) -> dict:
         from threadpoolctl import threadpool_info
 
         found = [each for each in threadpool_info() if each["user_api"] == "blas"]
-        blas = ", ".join(
-            f"{each['internal_api']} {each['version']} for {each.get('architecture')}" for each in found[:1]
-        )
-    except ModuleNotFoundError:
+        first = max(found, key=lambda each: "numpy" in each["filepath"])  # SciPy brings another one
+        blas = f"{first['internal_api']} {first['version']} for {first.get('architecture')}"
+    except (ModuleNotFoundError, ValueError):
         blas = f"for {os.environ.get('OPENBLAS_CORETYPE', 'the processor that it finds')}"
     versions = {"gpbackprop": gp.__version__, "Python": platform.python_version(), "NumPy": np.__version__}
     for cls in chosen.values():

@@ -12,6 +12,7 @@ COLOURS = {
     "PyTorch CUDA graph": "#8C3B6B", "torch.func vmap": "#E69F00", "JAX": "#0072B2", "scikit-learn": "#009E73",
     "gpbackprop, one by one": "#7F7F7F", PRODUCTS: "#BBBBBB",
 }  # fmt: skip
+HATCHES = {PRODUCTS: "///"}  # no contestant: the limit of ours
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -32,8 +33,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for kind, panel in zip(kinds, axes[0], strict=True):
         _panel(panel, rows[kind], kind)
     names = dict.fromkeys(name for each in found["results"] for name in each["contestants"] if name != OURS)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[name], edgecolor="white", hatch=HATCHES.get(name))
+        for name in names
+    ]
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=10)
     facts = found["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if name != "Python")
     place = facts["cpu"] if "CPU" in facts["device"] else facts["device"]
@@ -56,14 +60,12 @@ def _panel(panel: Any, rows: list[dict], kind: str) -> None:
             q1, ratio, q3 = each["ratio"]
             low, high = min(low, q1), max(high, q3)
             colour = COLOURS[name]
-            panel.barh(at, ratio - 1, left=1, height=0.82, color=colour, hatch="///" if name == PRODUCTS else None,
+            panel.barh(at, ratio - 1, left=1, height=0.82, color=colour, hatch=HATCHES.get(name),
                        edgecolor="white", linewidth=0.5)  # fmt: skip
             panel.plot([q1, q3], [at, at], color="#222222", linewidth=1.1, solid_capstyle="butt")
-            right = ratio >= 1
-            panel.annotate(
-                f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}", (q3 if right else q1, at), (4 if right else -4, 0),
-                textcoords="offset points", va="center", ha="left" if right else "right", fontsize=8.5, color="#333333",
-            )  # fmt: skip
+            text = f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+            end, gap, side = (q3, 4, "left") if ratio >= 1 else (q1, -4, "right")
+            panel.annotate(text, (end, at), (gap, 0), textcoords="offset points", va="center", ha=side, fontsize=8.5)
             at += 1
         ours = row["contestants"][OURS][unit][1]
         label = row["network"].replace(", batch", "\nbatch")
@@ -83,4 +85,7 @@ def _panel(panel: Any, rows: list[dict], kind: str) -> None:
     panel.grid(axis="x", color="#EEEEEE", zorder=0)
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.set_title(f"{word}:  slower than gpbackprop  →", loc="center", fontsize=10.5, color="#333333")
+    panel.set_title(word, loc="left", fontsize=12, fontweight="bold", pad=20)
+    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 9.5}
+    panel.annotate("← faster than gpbackprop", (1, 1), (-8, 5), ha="right", **above)
+    panel.annotate("slower than gpbackprop →", (1, 1), (8, 5), ha="left", **above)

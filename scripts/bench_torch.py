@@ -152,7 +152,8 @@ class Compiled(Eager):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        self.objective = torch.compile(self.loss, mode=mode)
+        torch.compiler.reset()  # what it has compiled for other networks would make this one general, and slow
+        self.objective = torch.compile(self.loss, mode=mode, dynamic=False)
 
 
 class Graphed(Eager):
