@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import gpbackprop
 from gpbackprop import checkpoint
 from gpbackprop.backend import Backend
+from gpbackprop.checkpoint import disk
 from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset, folds
 from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
@@ -57,6 +58,7 @@ class Run:
         trainer = config.trainer(device, data)  # before anything is written: most mistakes end here
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            disk.sync(path.parent)
             lock = Lock(path)
             (path / "config.toml").write_text(given, encoding="utf-8")
             _replace(path / "config.resolved.toml", config.text())  # last: it makes the directory a run
@@ -186,7 +188,10 @@ class Run:
             "arguments": sys.argv,
             "sessions": sessions,
         }
-        _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        try:
+            _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        except CheckpointError as error:  # nothing is read from it that a run needs
+            log.warning("%s", error)
 
 
 def is_run(path: Path) -> bool:
@@ -212,12 +217,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a small file, unless it says the same already; a crash leaves the old or the new text."""
+    """Write a small file, unless it says the same already; a crash or a power cut leaves the old or the new text."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    disk.replace(path, text.encode())
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -279,10 +282,39 @@ def stopping_at_signals(trainer: Trainer):
             signal.signal(number, handler)
 
 
+class LogFile(logging.FileHandler):
+    """A file that is no longer written once the disk refuses it: that is said once, and training goes on."""
+
+    refused = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self.refused:
+                super().emit(record)
+        except OSError as error:  # `open`; what `write` raises comes to handleError
+            self._refuse(error)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._refuse(error)
+        else:
+            super().handleError(record)
+
+    def _refuse(self, error: OSError) -> None:
+        if not self.refused:
+            self.refused = True
+            log.warning("%s: could not be written: %s. It stays as it is", self.baseFilename, error.strerror or error)
+
+    def close(self) -> None:
+        with suppress(OSError):  # once more what is in the buffer
+            super().close()
+
+
 @contextmanager
 def log_file(path: Path):
     """What is logged inside goes to `path` too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
