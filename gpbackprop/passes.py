@@ -110,11 +110,19 @@ class Pass:
 
     def begin(self, epoch: int, step: int, shuffle: bool) -> None:
         """Bring the order of an epoch to the device; the next rows are those of step number `step`."""
-        backend, windows = self.network.backend, self.split.windows
+        backend = self.network.backend
         backend.stage(order(self.split, self.batch_size, self.network.seeds, epoch, shuffle), self.order)
-        self.position.fill(
-            min(step, self.full * windows) * self.batch_size + max(0, step - self.full * windows) * self.rest
-        )
+        self.position.fill(self._place(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        """The numbers (K, batch) of the rows of the data that step number `step` of this epoch takes."""
+        start = self._place(step)
+        return self.network.backend.host(self.order)[:, start : start + self.size(step)] // self.split.windows
+
+    def _place(self, step: int) -> int:
+        """Where the rows of step number `step` begin in the order of an epoch."""
+        full = self.full * self.split.windows
+        return min(step, full) * self.batch_size + max(0, step - full) * self.rest
 
     def reset(self) -> None:
         for tally in self.tallies.values():

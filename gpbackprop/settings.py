@@ -47,6 +47,8 @@ class Train:
     With `bptt` = T rows that are sequences are cut into windows of T steps, which are visited in order, a step each:
     recurrent layers go on from the state where the window before ended, and gradients go back T steps at most
     (truncated backpropagation through time). Every step needs a target.
+    Where a loss or a parameter is not finite, `on_nan = "stop"` stops, and "rollback" goes back to the last checkpoint and
+    on from there with half the learning rate, `rollbacks` times at most (in a run, which has checkpoints).
     """
 
     epochs: Count = 10
@@ -58,6 +60,8 @@ class Train:
     bptt: Count | None = None
     checkpoint_every: Annotated[int | str, PlainValidator(_interval)] = 1
     keep: Count = 3
+    on_nan: Literal["stop", "rollback"] = "stop"
+    rollbacks: Count = 3
     on_save_error: Literal["stop", "continue"] = "stop"
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop import checkpoint
+from gpbackprop import checkpoint, diagnosis
 from gpbackprop.backend import Array, Backend, select
 from gpbackprop.data import Dataset, Split
 from gpbackprop.errors import ConfigError, DataError, NumericalError
@@ -29,7 +29,7 @@ from gpbackprop.settings import Train, render
 from gpbackprop.spec import type_name
 from gpbackprop.steps import Steps
 
-COUNTERS = ("step", "epoch", "batch_in_epoch")
+COUNTERS = ("step", "epoch", "batch_in_epoch", "rollbacks", "rolled_from", "rolled_to")
 
 
 class Trainer:
@@ -103,6 +103,8 @@ class Trainer:
         self.update = optimizer.bind(self.network, objectives[0])
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
+        self.rollbacks = self.rolled_from = self.rolled_to = 0  # how many, and the steps of the last one
+        self._lr = self.update.lr.copy()
         self.epochs = self.train.epochs
         counted = self.metrics if optimizer.swarm else counted
         columns = [f"train_{name}" for name in ("loss", *(metric.name for metric in counted))]
@@ -183,7 +185,7 @@ class Trainer:
         """Evaluate, record, and move on to the next epoch."""
         self._probe(self.training.batch(self.batch_size).plan, self.step)
         results = self.evaluate("train") if self.optimizer.swarm else self.training.results()
-        row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate}
+        row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate} | self._rolled_back()
         row |= {f"train_{name}": value for name, value in results.items()}
         if "validation" in self.data.splits:
             row |= {f"validation_{name}": value for name, value in self.evaluate("validation").items()}
@@ -232,7 +234,7 @@ class Trainer:
             w[...] = kept
 
     def _not_finite(self, plan: Plan, last: int) -> NumericalError:
-        """Names the step, and the first layer, in forward order, whose outputs are not finite.
+        """Names the step, and what `diagnosis.where` finds.
 
         Where the loss is not looked at in every step, later ones have spoiled all layers: only the steps are known.
         """
@@ -240,14 +242,32 @@ class Trainer:
         if first < last:
             which = f"by step {last}: at one of the steps {first} to {last} "
         else:
-            slots = [("the input", plan.x), *plan.outputs]
-            bad = (path for path, slot in slots if not np.isfinite(self.backend.host(slot.value)).all())
-            where = f"; the first values that are not finite leave {next(bad, 'the loss')}"
+            where = diagnosis.where(self.training, plan, self.batch_in_epoch)
         rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(self.rate))
         return NumericalError(
             f"training stopped {which} (epoch {self.epoch + 1}): the loss is not finite{where}. The learning rate was "
             f"{rates}: try a smaller one, or normalize the data. No checkpoint was written after it"
         )
+
+    def roll_back(self, content: Mapping[str, np.ndarray]) -> None:
+        """Go back to an earlier step, whose `content()` this is, and on from there with half the learning rate."""
+        count, step = self.rollbacks, self.step
+        self.restore(content)
+        self.rollbacks, self.rolled_from, self.rolled_to = max(count, self.rollbacks) + 1, step, self.step
+        self._slow_down()
+
+    def _slow_down(self) -> None:
+        """Give the optimizer the learning rates of the config, halved at each rollback."""
+        self.backend.xp.multiply(self._lr, 0.5**self.rollbacks, out=self.update.lr)
+        self._factors = []
+
+    def _rolled_back(self) -> Row:
+        """What the row of an epoch says of a rollback that no row before has told of."""
+        told = max((row["rollback"]["count"] for row in self.history if "rollback" in row), default=0)
+        if self.rollbacks == told:
+            return {}
+        facts = {"count": self.rollbacks, "from_step": self.rolled_from, "to_step": self.rolled_to}
+        return {"rollback": facts | {"lr_factor": 0.5**self.rollbacks}}
 
     # What a checkpoint holds.
 
@@ -305,6 +325,7 @@ class Trainer:
             self.backend.stage(content[f"progress/carried/{name}"], array)
         for name in COUNTERS:
             setattr(self, name, int(content[f"progress/{name}"]))
+        self._slow_down()
         self.monitor.restore(content["progress/monitor"])
         self._probed = self.step
         self.history = [json.loads(line) for line in bytes(content["history"]).decode().splitlines()]

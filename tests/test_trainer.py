@@ -48,10 +48,35 @@ def straight(**settings):
 def test_a_loss_that_is_not_finite_is_named_by_step_layer_and_rate_before_the_update():
     run = straight(data=poisoned(13))
     before = run.network.w.copy()
-    with pytest.raises(NumericalError, match=r"at step 4 \(epoch 1\).* leave 1-dense\. The learning rate was 0:"):
+    said = (
+        r"at step 4 \(epoch 1\).* leave 1-dense, for row 13 of the data \(the batch is rows 12 to 15, counted "
+        r"from 0\)\. The largest activation before it is 1e\+38, of 0-dense; the largest parameter that led there is "
+        r"1-dense/W with 1e\+04\. The learning rate was 0:"
+    )
+    with pytest.raises(NumericalError, match=said):
         run.fit()
     assert run.step == 3
     assert (run.network.w == before).all()  # a rate of 0 moves nothing, but 0 nan = nan would have
+
+
+def test_the_member_and_the_shuffled_rows_of_a_loss_that_is_not_finite_are_named():
+    rows = poisoned(13)
+    rows.splits["train"].inputs[13] = 1
+    model = gp.Chain(gp.Dense(2, init={"W": [[1, 0], [0, 1]]}), gp.Dense(1, init={"W": [[1e4], [1e4]]}))
+    run = trainer(gp.MeanSquaredError(), gp.SGD(0.1), model, rows, batch_size=8, population=2, seed=5)
+    run.network.params.views(run.network.w)["1-dense/b"][1] = np.inf
+    with pytest.raises(NumericalError, match=r"member 1 \(seed 6\), for rows .* 1-dense/b is not finite") as told:
+        run.fit()
+    order = run.training.rows(0)[1].tolist()
+    assert f"(the batch is rows {', '.join(map(str, order))}, counted" in str(told.value)
+
+
+def test_a_value_that_is_not_finite_in_the_data_is_told_by_its_row():
+    rows = poisoned(13)
+    rows.splits["train"].inputs[13] = np.nan
+    with pytest.raises(NumericalError, match="leave the input, for row 13 of the data") as told:
+        straight(data=rows).fit()
+    assert "parameter" not in str(told.value)
 
 
 def test_where_the_loss_is_looked_at_now_and_then_the_steps_between_are_named(monkeypatch):
@@ -70,6 +95,32 @@ def test_a_validation_loss_that_is_not_finite_stops_before_the_epoch_counts():
         run.fit()
     assert run.history == []
     assert run.monitor.best_epoch == 0
+
+
+def test_a_rollback_halves_the_rate_from_there_on_and_is_told_in_one_row_for_ever():
+    plain, rolled = (trainer(optimizer=gp.SGD(0.4, momentum=0.9), epochs=3) for _ in range(2))
+    rolled.fit(hooks=[StopAt(8)])
+    rolled.roll_back(content(straight_to(3, epochs=3)))
+    assert (rolled.step, rolled.rollbacks) == (3, 1)
+    history = rolled.fit()
+    assert history[0]["rollback"] == {"count": 1, "from_step": 8, "to_step": 3, "lr_factor": 0.5}
+    assert [row["lr"] for row in history] == [pytest.approx(0.2)] * 3
+    assert ["rollback" in row for row in history] == [True, False, False]
+    again = trainer(optimizer=gp.SGD(0.4, momentum=0.9), epochs=4)
+    again.restore(content(rolled))
+    assert again.fit()[-1]["lr"] == pytest.approx(0.2)
+    assert "rollback" not in again.history[-1]
+    slow = trainer(optimizer=gp.SGD(0.2, momentum=0.9), epochs=3)
+    slow.restore(content(straight_to(3, epochs=3)))
+    slow.fit()
+    assert slow.network.w.tobytes() == rolled.network.w.tobytes()
+    assert plain.fit()[-1]["lr"] == pytest.approx(0.4)
+
+
+def straight_to(step, **settings):
+    run = trainer(optimizer=gp.SGD(0.4, momentum=0.9), **settings)
+    run.fit(hooks=[StopAt(step)])
+    return run
 
 
 def test_a_parameter_that_is_not_finite_reaches_no_checkpoint(tmp_path):
