@@ -11,21 +11,20 @@ ends the program. A step is the whole of it: gather of the rows, forward, loss, 
 
 Times are medians over the rounds, with the quartiles behind. A ratio is another's time over ours, taken round by round,
 so that what slows a whole round down cancels. All have the same number of threads. Every turn ends with the loss on the
-host: that is also what waits for a GPU. "Cores" are CPU seconds a second: less than 1 means that the machine has other
-work, from which threads that wait for each other suffer most. "New memory" is what the process takes from the system,
-at most, in one more turn. "Products alone" are the matrix products of our step: nothing made of them can be faster.
+host: that is also what waits for a GPU. Rounds in which other programs took a tenth of a core or more are repeated, up
+to three times as often. "Cores" are CPU seconds a second; "new memory" is what the process takes from the system, at
+most, in one more turn. "Products alone" are the matrix products of our step: nothing made of them can be faster.
 """
 
 import argparse
 import importlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import bench_machine as machine
 
 # What takes part beside our trainer: its module, imported when wanted, and the class there.
 RIVALS = {
@@ -45,6 +44,9 @@ RIVALS = {
 # left out, a batch taken twice or another rate differ by 1e-2 and more after a few steps.
 TOLERANCE = 1e-3
 
+# Cores' worth of other processes that a round may have beside it and still count.
+BUSY = 0.1
+
 UNITS = {"step": "us", "epoch": "ms"}
 
 
@@ -56,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--measure", default="step,epoch", help="step, epoch, or both (the default)")
     parser.add_argument("--rivals", default=",".join(RIVALS), help='some of %(default)s; "" for none')
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=cores(), help="of everybody (default: the cores, %(default)s)")
+    parser.add_argument("--threads", type=int, default=machine.cores(), help="of everybody (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="of steps; epochs take a third (default: %(default)s)")
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of each network: does it run, do losses agree?"
@@ -68,34 +70,6 @@ def parse() -> argparse.Namespace:
     if unknown := set(arguments.rivals) - set(RIVALS):
         parser.error(f"--rivals: {', '.join(sorted(unknown))} is none of {', '.join(RIVALS)}")
     return arguments
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def settings(threads: int, device: str) -> dict[str, str]:
-    """The environment in which OpenBLAS, MKL, OpenMP (PyTorch), Numba and XLA have `threads` threads each.
-
-    They read it once, when they are loaded.
-    """
-    names = ("OPENBLAS", "OMP", "MKL", "NUMBA", "VECLIB_MAXIMUM")
-    wanted = {f"{name}{'' if '_' in name else '_NUM'}_THREADS": str(threads) for name in names}
-    wanted |= {"PJRT_NPROC": str(threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    flag = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
-    flags = os.environ.get("XLA_FLAGS", "")
-    wanted["XLA_FLAGS"] = flags if flag in flags.split() else f"{flags} {flag}".strip()
-    return wanted | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {})
-
-
-def with_settings(wanted: dict[str, str]) -> None:
-    """Go on if the environment is as wanted, else start again in one that is."""
-    if all(os.environ.get(name) == value for name, value in wanted.items()):
-        return
-    command, environment = [sys.executable, *sys.argv], os.environ | wanted
-    if os.name == "nt":
-        sys.exit(subprocess.call(command, env=environment))
-    os.execve(sys.executable, command, environment)
 
 
 def rivals(names: list[str]) -> dict[str, type]:
@@ -110,62 +84,54 @@ def rivals(names: list[str]) -> dict[str, type]:
     return found
 
 
-def settle() -> None:
-    """Wait until no thread of the last turn still spins: BLAS and OpenMP do so for a while, at the next one's cost."""
-    for _ in range(100):
-        before = time.process_time()
-        time.sleep(0.005)
-        if time.process_time() - before < 0.001:
-            return
-
-
 def take_turns(contestants: list, rounds: int, tolerance: float = TOLERANCE) -> dict[str, dict]:
     """The seconds, CPU seconds and losses of each turn of each contestant, after a first one that is not timed.
 
-    The first contestant is ours: it knows the order of the rows. One that does not train has no loss. Raises ValueError
-    where a loss is not that of ours.
+    A round in which other processes took more than `BUSY` of a core does not count; there are up to three times as many
+    rounds until `rounds` count. Where fewer than three are left, all do. The first contestant is ours: it knows the
+    order of the rows. One that does not train has no loss. Raises ValueError where a loss is not that of ours.
     """
     results: dict[str, dict] = {each.name: {"seconds": [], "cpu": [], "difference": 0.0} for each in contestants}
-    for turn in range(rounds + 1):
-        order = contestants[0].order()
+    busy: list[float] = []
+    while len(busy) <= rounds or (quiet(busy).count(True) < rounds and len(busy) <= 3 * rounds):
+        turn, order, before, start = len(busy), contestants[0].order(), machine.others(), time.perf_counter()
         losses = {}
         shift = turn % len(contestants)  # who comes first, and finds which caches, changes
         for each in contestants[shift:] + contestants[:shift]:
-            settle()
+            machine.settle()
             wall, cpu = time.perf_counter(), time.process_time()
             losses[each.name] = each.epoch(order)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if turn:
-                results[each.name]["seconds"].append(wall)
-                results[each.name]["cpu"].append(cpu)
-        for name, loss in losses.items():
-            if loss is None:
-                continue
-            difference = max(abs(loss / losses[contestants[0].name] - 1))
-            results[name]["difference"] = max(results[name]["difference"], float(difference))
-            if not difference <= tolerance:  # NaN too
-                raise ValueError(
-                    f"after {turn} rounds the losses of {name}, {loss}, and of {contestants[0].name}, "
-                    f"{losses[contestants[0].name]}, differ by {difference:.1e}, more than {tolerance:g}: they do not "
-                    "do the same work"
-                )
+            results[each.name]["seconds"].append(time.perf_counter() - wall)
+            results[each.name]["cpu"].append(time.process_time() - cpu)
+        busy.append(0.0 if before is None else (machine.others() - before) / (time.perf_counter() - start))
+        compare(losses, turn, results, tolerance)
+    counts = quiet(busy)
+    if counts.count(True) < min(3, rounds):
+        counts = [turn > 0 for turn in range(len(busy))]
+    for result in results.values():
+        for name in ("seconds", "cpu"):
+            result[name] = [value for value, count in zip(result[name], counts, strict=True) if count]
+    results[contestants[0].name]["others"] = statistics.mean(b for b, count in zip(busy, counts, strict=True) if count)
     return results
 
 
-def resident(each, order) -> float | None:
-    """KiB by which the memory of the process rises, at most, in one more turn; None where Linux does not say."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts from here
-        before = status("VmRSS")
-        each.epoch(order)
-        return max(0.0, status("VmHWM") - before)
-    except OSError:
-        return None
+def quiet(busy: list[float]) -> list[bool]:
+    """Which rounds count; never the first, in which libraries compile and warm up."""
+    return [turn > 0 and each < BUSY for turn, each in enumerate(busy)]
 
 
-def status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(name)))
+def compare(losses: dict, turn: int, results: dict[str, dict], tolerance: float) -> None:
+    ours, expected = next(iter(results)), losses[next(iter(results))]
+    for name, loss in losses.items():
+        if loss is None:
+            continue
+        difference = float(max(abs(loss / expected - 1)))
+        results[name]["difference"] = max(results[name]["difference"], difference)
+        if not difference <= tolerance:  # NaN too
+            raise ValueError(
+                f"after {turn} rounds the losses of {name}, {loss}, and of {ours}, {expected}, differ by "
+                f"{difference:.1e}, more than {tolerance:g}: they do not do the same work"
+            )
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -197,53 +163,20 @@ def measure(name: str, network, epoch: bool, chosen: dict[str, type], arguments:
         pairs = zip(result["seconds"], results[ours.name]["seconds"], strict=True)
         result["ratio"] = quartiles([their / our for their, our in pairs])
         result["cores"] = sum(result["cpu"]) / sum(result["seconds"])
-        result["resident"] = resident(each, order)
+        result["resident"] = machine.resident(each, order)
         ratio = result["ratio"]
         memory = "" if result["resident"] is None else f"{result['resident']:,.0f} KiB"
         print(
             f"{each.name:26}{f'{middle:,.0f} {unit}':>12}{f'({low:,.0f} - {high:,.0f})':>20}{ratio[1]:8.2f}"
             f"{f'({ratio[0]:.2f} - {ratio[2]:.2f})':>14}{result['cores']:7.2f}{memory:>13}"
         )
-    if device == "cpu" and (least := min(result["cores"] for result in results.values())) < 0.9:
-        print(
-            f"{'':26}the machine had other work: one of us got {least:.2f} of a core. With several threads, repeat it"
-        )
+    if (others := results[ours.name]["others"]) >= BUSY:
+        print(f"{'':26}other programs took {others:.1f} cores: times are too long; with several threads repeat it")
     found = {"network": name, "measure": "epoch" if epoch else "step", "steps": steps, "contestants": results}
     if not epoch:
         found["memory"] = kept = bench_ours.memory(ours)
         print(f"{'':26}our turn asks Python for {kept['peak']:,.0f} KiB at most and keeps {kept['kept']:.1f} KiB")
     return found
-
-
-def machine(arguments: argparse.Namespace, chosen: dict[str, type]) -> dict:
-    """Where and with what the figures were measured."""
-    import numpy as np
-
-    import gpbackprop as gp
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    try:  # which processor OpenBLAS takes this one for can halve its speed
-        from threadpoolctl import threadpool_info
-
-        found = [each for each in threadpool_info() if each["user_api"] == "blas"]
-        first = max(found, key=lambda each: "numpy" in each["filepath"])  # SciPy brings another one
-        blas = f"{first['internal_api']} {first['version']} for {first.get('architecture')}"
-    except (ModuleNotFoundError, ValueError):
-        blas = f"for {os.environ.get('OPENBLAS_CORETYPE', 'the processor that it finds')}"
-    versions = {"gpbackprop": gp.__version__, "Python": platform.python_version(), "NumPy": np.__version__}
-    for cls in chosen.values():
-        module = sys.modules[cls.__module__]
-        if hasattr(module, "LIBRARY"):
-            versions[module.LIBRARY] = module.VERSION
-    return {
-        "cpu": cpu, "blas": blas, "cores": cores(), "threads": arguments.threads, "versions": versions,
-        "device": gp.backend.select(arguments.device).description,
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }  # fmt: skip
 
 
 def summary(results: list[dict], which: str) -> str:
@@ -260,11 +193,11 @@ def summary(results: list[dict], which: str) -> str:
 
 def main() -> None:
     arguments = parse()
-    with_settings(settings(arguments.threads, arguments.device))
+    machine.with_settings(machine.settings(arguments.threads, arguments.device))
     import bench_work
 
     chosen = rivals(arguments.rivals)
-    facts = machine(arguments, chosen)
+    facts = machine.facts(arguments.threads, arguments.device, list(chosen.values()))
     print(
         f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}; {facts['device']}; {facts['threads']} threads"
     )
