@@ -16,6 +16,7 @@ from gpbackprop.layers.base import Layer
 from gpbackprop.layers.dense import Dense
 from gpbackprop.layers.dropout import Dropout
 from gpbackprop.losses import HalfSquaredError
+from gpbackprop.optim.base import matching
 from gpbackprop.plan import Closure
 from gpbackprop.spec import to_table, type_name
 from gpbackprop.trainer import Trainer
@@ -71,7 +72,9 @@ def _trainer(config: Config, row: int) -> Trainer:
     if not config.optimizer.gradient:
         raise UsageError(f"{type_name(type(config.optimizer))} learns without gradients: there is nothing to trace")
     few = dataclasses.replace(data, splits={"train": dataclasses.replace(split, index=split.index[[row]])})
-    train = dataclasses.replace(config.train, batch_size=1, shuffle=False, metrics=(), early_stopping=None)
+    train = dataclasses.replace(
+        config.train, batch_size=1, shuffle=False, precision="float32", metrics=(), early_stopping=None
+    )
     alone = dataclasses.replace(first, train=train)
     return alone.trainer("cpu", few)
 
@@ -179,9 +182,15 @@ def _named(trainer: Trainer) -> list[tuple[str, Layer]]:
 
 
 def _layer(trainer: Trainer, path: str, layer: Layer) -> dict[str, Any]:
-    params = trainer.network.params
-    own = {name.removeprefix(f"{path}/"): place for name, place in params.items() if name.startswith(f"{path}/")}
-    plan = trainer.training.batch(1).plan
+    plan, network = trainer.training.batch(1).plan, trainer.network
+    inner = tuple(f"{note.path}/" for note in plan.notes if note.path.startswith(f"{path}/"))
+    own = {
+        name.removeprefix(f"{path}/"): place
+        for name, place in network.params.items()
+        if name.startswith(f"{path}/") and not name.startswith(inner)
+    }
+    frozen = {name for name, place in network.params.items() if place.frozen}
+    frozen |= set(matching(network, "freeze", trainer.optimizer.freeze))
     link = "all"
     if isinstance(layer, Dense) and len(dict(plan.outputs)[path].shape) == 2:
         link = "dense"
@@ -192,7 +201,9 @@ def _layer(trainer: Trainer, path: str, layer: Layer) -> dict[str, Any]:
         "type": type_name(type(layer)),
         "link": link,
         "equations": _equations(layer),
-        "parameters": [{"name": name, "shape": place.shape, "frozen": place.frozen} for name, place in own.items()],
+        "parameters": [
+            {"name": name, "shape": place.shape, "frozen": f"{path}/{name}" in frozen} for name, place in own.items()
+        ],
     }
 
 
