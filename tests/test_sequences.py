@@ -225,6 +225,8 @@ def test_fields_that_do_not_fit_are_told():
         data.load("adding", rows=10, shape=(100,))
     with pytest.raises(DataError, match="of 132 windows leaves one of the splits without any"):
         data.load("airline", window=12, test=0.001)
+    with pytest.raises(DataError, match=r"adding: data\.window = 1; each half of a row needs a step to mark"):
+        data.load("adding", rows=10, window=1)
 
 
 def test_a_preparation_of_an_unknown_kind_is_refused():

@@ -51,7 +51,7 @@ def command(config, row, steps, html, settings, as_json):
 
 
 def _print(trace: dict[str, Any]) -> None:
-    optimizer, digits = trace["optimizer"], 12 if trace["dtype"] == "float64" else 7
+    optimizer, digits = trace["optimizer"], 13 if trace["dtype"] == "float64" else 7
     given = ", ".join(f"{key} {value}" for key, value in optimizer["settings"].items())
     screen.result(f"{trace['name']}: row {trace['row']} of the training split, {trace['dtype']}")
     for step in trace["steps"]:

@@ -72,6 +72,8 @@ def adding(rng: np.random.Generator, rows: int, length: int) -> Raw:
 
     Always answering 1 has a mean squared error of 1/6 (S. Hochreiter and J. Schmidhuber, 1997).
     """
+    if length < 2:
+        raise DataError(f"adding: data.window = {length}; each half of a row needs a step to mark")
     x = np.zeros((rows, length, 2))
     x[..., 0] = rng.random((rows, length))
     half, row = length // 2, np.arange(rows)

@@ -123,6 +123,7 @@ class Parallel(Group):
         for i, (branch, x_i) in enumerate(zip(self.branches, forks, strict=True)):
             with plan.scope(f"{i}-{type_name(type(branch))}"):
                 outs.append(branch.trace(plan, x_i))
+                plan.note("y", outs[-1])
         shapes = [out.shape for out in outs]
         if self.combine == "concat":
             return self._concat(plan, outs, shapes)
