@@ -1,0 +1,383 @@
+"""A group of statements as the text of a CUDA kernel, which NVRTC and g++ compile.
+
+Each value is a variable that is assigned once. What a row has in common is kept in a register; elements are kept while
+a loop over the row lasts, or throughout where a thread has at most one of them. An array is written once a loop.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpbackprop.backend.statements import TYPES, Row, Statement
+from gpbackprop.backend.tape import Call
+from gpbackprop.backend.views import Shape, View, levels
+
+if TYPE_CHECKING:
+    from gpbackprop.backend.fuse import Group
+
+PRELUDE = """\
+#ifndef GPB_PRELUDE
+#define GPB_PRELUDE
+#define GPB_INFINITY __longlong_as_double(0x7ff0000000000000ll)
+#define GPB_NAN __longlong_as_double(0x7ff8000000000000ll)
+// NaN where one of them is.
+template <typename T> __device__ inline T gpb_maximum(T a, T b) { return a > b || a != a ? a : b; }
+template <typename T> __device__ inline T gpb_minimum(T a, T b) { return a < b || a != a ? a : b; }
+template <typename T> __device__ inline T gpb_sign(T a) { return a != a ? a : (T)((a > 0) - (a < 0)); }
+// Whether element a, at place i, is the maximum rather than b, at place j: NaN before all, then the first.
+template <typename T> __device__ inline bool gpb_first(T a, long long i, T b, long long j) {
+  if (a != a || b != b) return a != a && (b == b || i < j);
+  return a > b || (a == b && i < j);
+}
+#endif
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """`source` defines the function `name`, which takes the addresses of `arrays`, on `grid` blocks of `block`."""
+
+    name: str
+    source: str
+    arrays: tuple[Any, ...]
+    types: tuple[str, ...]
+    grid: int
+    block: int
+    calls: tuple[Call, ...]
+
+
+def write(group: "Group") -> Kernel:
+    return Writer(group).kernel()
+
+
+Strides = tuple[Shape, Shape]
+
+
+class Writer:
+    def __init__(self, group: "Group"):
+        self.members = group.members
+        self._lay_out(group)
+        self._share_out()
+        self.pointers: dict[tuple[int, str], tuple[str, View]] = {}
+        self.written: set[tuple[int, str]] = set()
+        self.lines: list[str] = []  # of the kernel, for each thread of a row
+        self.body: list[str] | None = None  # of the loop over a row that is open
+        self.ends: list[str] = []  # behind that loop
+        self.waiting: set[Any] = set()  # values of rows that are known only then
+        self.rows: dict[Any, str] = {}  # the variables that hold elements of memory
+        self.cells: dict[Any, str] = {}
+        self.row_stores: dict[Any, View] = {}
+        self.cell_stores: dict[Any, View] = {}
+        self.shared: set[str] = set()
+        self.count = 0
+
+    # Space.
+
+    def _lay_out(self, group: "Group") -> None:
+        """The strides of all views over as few axes as will do."""
+        self.strides: dict[tuple[int, bool], Strides] = {}
+        views = [(place, full) for part, full in self.members for place in _views(part)]
+        found = [levels(place, group.shape, group.inner, full) for place, full in views]
+        outer = [n for n, flag in zip(group.shape, group.inner, strict=True) if not flag]
+        inner = [n for n, flag in zip(group.shape, group.inner, strict=True) if flag]
+        sizes = [place.dtype.itemsize for place, _ in views]
+        rows = [tuple(s // size for s in o) for (o, _), size in zip(found, sizes, strict=True)]
+        cells = [tuple(s // size for s in i) or (0,) * len(inner) for (_, i), size in zip(found, sizes, strict=True)]
+        self.outer, rows = _merged(outer, rows)
+        self.inner, cells = _merged(inner, cells)
+        for (place, full), row, cell in zip(views, rows, cells, strict=True):
+            self.strides[id(place), full] = row, cell if any(cell) else ()
+        ends = [sum((n - 1) * abs(s) for n, s in zip((*self.outer, *self.inner), (*r, *c), strict=True))
+                for r, c in zip(rows, cells, strict=True)]  # fmt: skip
+        self.many, self.width = math.prod(self.outer), math.prod(self.inner)
+        wide = max([self.many * self.width + 2048, *ends]) >= 2**31
+        self.integer = "long long" if wide else "int"
+
+    def _share_out(self) -> None:
+        """How many threads a row gets (`team`), how many rows a block (`side`), and which are neighbours."""
+        if not self.inner:
+            self.team, self.block = 1, 256 if self.many >= 2**16 else 128
+            self.side, self.columns = self.block, True
+            return
+        full = [self.strides[id(place), full] for part, full in self.members if full for place in _views(part)]
+        across = sum(bool(row) and abs(row[-1]) == 1 for row, cell in full if cell)
+        along = sum(abs(cell[-1]) == 1 for _, cell in full if cell)
+        self.columns = across > along and self.many > 1
+        if self.columns:  # neighbouring threads read neighbouring rows
+            self.side = min(32, _power(self.many))
+            self.team = min(_power(self.width), (256 if self.width <= 256 else 1024) // self.side)
+        else:
+            self.team = min(_power(self.width), 256)
+            self.side = max(1, min(128 // self.team, max(32 // self.team, _power(self.many))))
+        self.block = self.team * self.side
+
+    @property
+    def grid(self) -> int:
+        return -(-self.many // self.side)
+
+    @property
+    def once(self) -> bool:
+        """A thread has at most one element of a row."""
+        return self.width <= self.team
+
+    # Text.
+
+    def kernel(self) -> Kernel:
+        for part, full in self.members:
+            if full:
+                self._element(part)
+            else:
+                self._row(part)
+        self._close()
+        if self.once:
+            self._store_cells(self.lines, "inside")
+        if self.row_stores:
+            self._store_rows()
+        arguments = ", ".join(
+            f"{'' if key in self.written else 'const '}{TYPES[place.dtype.name]}* __restrict__ {name}"
+            for key, (name, place) in self.pointers.items()
+        )
+        body = "".join(f"  {line}\n" for line in (*self._places(), *self.lines))
+        text = f"__launch_bounds__({self.block})\nNAME({arguments}) {{\n{body}}}\n"
+        kinds = list(dict.fromkeys(part.name for part, _ in self.members))
+        name = f"gpb_{'_'.join(kinds[:3])}_{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
+        source = f'{PRELUDE}\nextern "C" __global__ void {text.replace("NAME", name, 1)}'
+        places = [place for _, place in self.pointers.values()]
+        types = tuple(TYPES[place.dtype.name] for place in places)
+        calls = tuple({id(part.call): part.call for part, _ in self.members}.values())
+        return Kernel(name, source, tuple(place.array for place in places), types, self.grid, self.block, calls)
+
+    def _places(self) -> list[str]:
+        """The lines that say which row and which element of it a thread is at."""
+        whole, lines = self.integer, []
+        if not self.inner:
+            lines.append(f"const {whole} row = ({whole})blockIdx.x * {self.block} + threadIdx.x;")
+            lines.append(f"if (row >= {self.many}) return;")
+            return lines + _indices("o", "row", self.outer, whole)
+        at, lane = f"threadIdx.x % {self.side}", f"threadIdx.x / {self.side}"
+        if not self.columns:
+            at, lane = f"threadIdx.x / {self.team}", f"threadIdx.x % {self.team}"
+        lines.append(f"const int lane = {lane};")
+        lines.append(f"const {whole} row = ({whole})blockIdx.x * {self.side} + {at};")
+        lines.append(f"const bool live = row < {self.many};")
+        lines += _indices("o", "row", self.outer, whole)
+        if self.once:
+            lines.append(f"const bool inside = live && lane < {self.width};")
+            lines += _indices("i", "lane", self.inner, whole)
+        if self.shared:
+            lines.append(f"const int first = {at if self.columns else 'threadIdx.x - lane'};")
+        for kind in sorted(self.shared):
+            lines.append(f"__shared__ {kind} shared_{kind.replace(' ', '_')}[{self.block}];")
+        return lines
+
+    def _name(self) -> str:
+        self.count += 1
+        return f"v{self.count}"
+
+    def _pointer(self, place: View) -> str:
+        key = place.address, place.dtype.name
+        return self.pointers.setdefault(key, (f"p{len(self.pointers)}", place))[0]
+
+    def _at(self, place: View, full: bool) -> str:
+        """An element of memory, as C++ writes it."""
+        return f"{self._pointer(place)}[{self._offset(place, full)}]"
+
+    def _offset(self, place: View, full: bool) -> str:
+        row, cell = self.strides[id(place), full]
+        terms = [_term(f"o{a}", s) for a, s in enumerate(row) if s] + [
+            _term(f"i{a}", s) for a, s in enumerate(cell) if s
+        ]
+        return " + ".join(terms) or "0"
+
+    def _key(self, place: View, full: bool) -> Any:
+        return place.address, place.dtype.name, *self.strides[id(place), full]
+
+    def _within(self, place: View, full: bool) -> bool:
+        """Whether a view has more than one element a row."""
+        return full and bool(self.strides[id(place), full][1])
+
+    def _open(self) -> list[str]:
+        """Where statements on elements are written."""
+        if self.once:
+            return self.lines
+        if self.body is None:
+            self.body = _indices("i", "i", self.inner, self.integer)
+        return self.body
+
+    def _value(self, read: View | Row, full: bool) -> str:
+        """A variable with the value of an operand."""
+        if isinstance(read, Row):
+            index = self._value(read.index, full)
+            start = f"{index} * {read.step}ll" if read.step > 1 else index
+            text = f"{self._pointer(read.table)}[{start} + {self._offset(read.table, full)}]"
+            return self._read(text, read.table, full)
+        within, key = self._within(read, full), self._key(read, full)
+        known = self.cells if within else self.rows
+        if key not in known:
+            known[key] = self._read(self._at(read, full), read, within)
+        return known[key]
+
+    def _read(self, text: str, place: View, within: bool) -> str:
+        kind = TYPES[place.dtype.name]
+        guard = "" if not self.inner or (within and not self.once) else "inside" if within else "live"
+        name = self._name()
+        text = f"{guard} ? {text} : ({kind})0" if guard else text
+        (self._open() if within else self.lines).append(f"const {kind} {name} = {text};")
+        return name
+
+    def _wait(self, part: Statement, full: bool) -> None:
+        """End the loop where a statement needs, or changes, what only its end will give."""
+        places = [read.index if isinstance(read, Row) else read for read in part.reads]
+        keys = {self._key(place, full) for place in places if not self._within(place, full)}
+        if not full or part.join:
+            keys.add(self._key(part.out, full))
+        if keys & self.waiting:
+            self._close()
+
+    def _row(self, part: Statement) -> None:
+        self._wait(part, False)
+        values = [self._value(read, False) for read in part.reads]
+        self._keep(part.out, False, part.text.format(*values), self.lines)
+
+    def _element(self, part: Statement) -> None:
+        self._wait(part, True)
+        values = [self._value(read, True) for read in part.reads]
+        text = part.text.format(*values)
+        if part.join:
+            self._join(part, text)
+        else:
+            self._keep(part.out, True, text, self._open())
+
+    def _keep(self, place: View, full: bool, text: str, lines: list[str]) -> None:
+        """The new value of an element; memory gets it later."""
+        name, within, key = self._name(), self._within(place, full), self._key(place, full)
+        lines.append(f"const {TYPES[place.dtype.name]} {name} = {text};")
+        self._pointer(place)
+        self.written.add((place.address, place.dtype.name))
+        (self.cells if within else self.rows)[key] = name
+        (self.cell_stores if within else self.row_stores)[key] = place
+
+    def _join(self, part: Statement, text: str) -> None:
+        """A reduction: each thread over its own elements, then all threads of the row, in a binary tree."""
+        kind, best = TYPES[part.dtype.name], self._name()
+        start = {"sum": "0", "min": "GPB_INFINITY"}.get(part.join, "-GPB_INFINITY")
+        ends = self.lines if self.once else self.ends
+        place, steps = "lane" if self.once else "i", self._steps(kind)
+        if part.join == "argmax":
+            found, at = self._name(), self._steps("long long")
+            if self.once:
+                self.lines.append(f"const {kind} {best} = inside ? {text} : ({kind})({start});")
+                self.lines.append(f"const long long {found} = inside ? lane : {self.width};")
+            else:
+                self.lines.append(f"{kind} {best} = {start}; long long {found} = {self.width};")
+                value = self._name()
+                self._open().append(f"const {kind} {value} = {text};")
+                self._open().append(
+                    f"if (gpb_first({value}, {place}, {best}, {found})) {{ {best} = {value}; {found} = {place}; }}"
+                )
+            a, b, i, j = f"{steps}[threadIdx.x]", f"{steps}[other]", f"{at}[threadIdx.x]", f"{at}[other]"
+            ends += self._tree(
+                f"{a} = {best}; {i} = {found};", f"if (gpb_first({b}, {j}, {a}, {i})) {{ {a} = {b}; {i} = {j}; }}"
+            )
+            result = f"{at}[first]"
+        else:
+            join = {"sum": "{} + {}", "max": "gpb_maximum({}, {})", "min": "gpb_minimum({}, {})"}[part.join]
+            if self.once:
+                self.lines.append(f"const {kind} {best} = inside ? {text} : ({kind})({start});")
+            else:
+                self.lines.append(f"{kind} {best} = {start};")
+                self._open().append(f"{best} = {join.format(best, text)};")
+            a, b = f"{steps}[threadIdx.x]", f"{steps}[other]"
+            ends += self._tree(f"{a} = {best};", f"{a} = {join.format(a, b)};")
+            result = f"{steps}[first]"
+        self._keep(part.out, True, part.tail.format(result), ends)
+        ends.append(self._sync)
+        if not self.once:
+            self.waiting.add(self._key(part.out, True))
+
+    def _steps(self, kind: str) -> str:
+        self.shared.add(kind)
+        return f"shared_{kind.replace(' ', '_')}"
+
+    @property
+    def _sync(self) -> str:
+        return "__syncwarp();" if not self.columns and self.team <= 32 else "__syncthreads();"
+
+    def _tree(self, begin: str, join: str) -> list[str]:
+        step = self.side if self.columns else 1
+        return [
+            begin,
+            self._sync,
+            f"for (int half = {self.team // 2}; half; half /= 2) {{",
+            f"  const int other = threadIdx.x + half * {step};",
+            f"  if (lane < half) {{ {join} }}",
+            f"  {self._sync}",
+            "}",
+        ]
+
+    def _close(self) -> None:
+        """Write the open loop, and what comes behind it."""
+        if self.body is not None:
+            self._store_cells(self.body, "")
+            loop = f"for ({self.integer} i = live ? lane : {self.width}; i < {self.width}; i += {self.team}) {{"
+            self.lines += [loop, *(f"  {line}" for line in self.body), "}"]
+            self.cells.clear()
+        self.lines += self.ends
+        self.body, self.ends = None, []
+        self.waiting.clear()
+
+    def _store_cells(self, lines: list[str], guard: str) -> None:
+        guard = f"if ({guard}) " if guard else ""
+        lines += (f"{guard}{self._at(place, True)} = {self.cells[key]};" for key, place in self.cell_stores.items())
+        self.cell_stores.clear()
+
+    def _store_rows(self) -> None:
+        """After all threads of the row have read what it changes, one of them writes it."""
+        guard = ""
+        if self.inner:
+            self.lines.append(self._sync)
+            guard = "if (live && lane == 0) "
+        for key, place in self.row_stores.items():
+            full = (id(place), True) in self.strides
+            self.lines.append(f"{guard}{self._at(place, full)} = {self.rows[key]};")
+
+
+def _views(part: Statement) -> list[View]:
+    places = [part.out]
+    for read in part.reads:
+        places += [read.table, read.index] if isinstance(read, Row) else [read]
+    return places
+
+
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def _term(index: str, stride: int) -> str:
+    return index if stride == 1 else f"{index} * {stride}"
+
+
+def _indices(letter: str, linear: str, shape: Sequence[int], whole: str) -> list[str]:
+    """The index along each axis from that into all elements."""
+    lines, below = [], 1
+    for a in range(len(shape) - 1, -1, -1):
+        text = f"{linear} / {below}" if below > 1 else linear
+        text += f" % {shape[a]}" if a else ""
+        lines.append(f"const {whole} {letter}{a} = {text};")
+        below *= shape[a]
+    return lines
+
+
+def _merged(shape: Sequence[int], strides: Sequence[Shape]) -> tuple[Shape, list[Shape]]:
+    """The same points with fewer axes: neighbours are one where all strides go on from one to the other."""
+    keep = list(range(len(shape)))
+    sizes = list(shape)
+    for a in range(len(shape) - 2, -1, -1):
+        b = next(k for k in keep if k > a)
+        if all(s[a] == s[b] * sizes[b] for s in strides):
+            sizes[b] *= sizes[a]
+            keep.remove(a)
+    return tuple(sizes[a] for a in keep), [tuple(s[a] for a in keep) for s in strides]
