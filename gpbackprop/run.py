@@ -181,6 +181,7 @@ class Run:
             "platform": platform.platform(),
             "device": trainer.backend.name,
             "device_description": trainer.backend.description,
+            "precision": trainer.train.precision,
             "seeds": list(trainer.seeds),
             "parameters": trainer.network.parameter_count,
             "data": trainer.data.name,

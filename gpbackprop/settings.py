@@ -44,17 +44,20 @@ class Train:
     `checkpoint_every` counts epochs, or is a text like "500 steps" or "10 minutes"; `keep` is the number of checkpoints
     kept beside the best one. When a checkpoint, or a line of metrics.jsonl, cannot be written, `on_save_error = "stop"`
     stops, and "continue" trains on, warns, and tries again next time; what cannot be saved at the end is an error.
+    `precision` is what matrix products on a CUDA device may round the numbers to that they multiply, for speed: tf32
+    has 10 bits behind the point, bfloat16 has 7, float32 has all its 23. Sums and everything else stay float32.
     With `bptt` = T rows that are sequences are cut into windows of T steps, which are visited in order, a step each:
     recurrent layers go on from the state where the window before ended, and gradients go back T steps at most
     (truncated backpropagation through time). Every step needs a target.
-    Where a loss or a parameter is not finite, `on_nan = "stop"` stops, and "rollback" goes back to the last checkpoint and
-    on from there with half the learning rate, `rollbacks` times at most (in a run, which has checkpoints).
+    Where a loss or a parameter is not finite, `on_nan = "stop"` stops, and "rollback" goes back to the last checkpoint
+    and on from there with half the learning rate, `rollbacks` times at most (in a run, which has checkpoints).
     """
 
     epochs: Count = 10
     batch_size: Count | Literal["full"] = 64
     shuffle: Flag = True
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     metrics: tuple[one_of(Metric), ...] | None = None
     early_stopping: EarlyStopping | None = None
     bptt: Count | None = None
@@ -63,6 +66,10 @@ class Train:
     on_nan: Literal["stop", "rollback"] = "stop"
     rollbacks: Count = 3
     on_save_error: Literal["stop", "continue"] = "stop"
+
+    def __post_init__(self):
+        if self.dtype != "float32" and self.precision != "float32":
+            raise ValueError(f"precision: found {self.precision!r}, which rounds float32; leave precision or dtype out")
 
     @property
     def saving(self) -> tuple[float, str]:

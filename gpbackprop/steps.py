@@ -6,6 +6,7 @@ recorded when it comes first.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from gpbackprop.optim.base import Optimizer, Update
 from gpbackprop.passes import Pass
@@ -15,26 +16,51 @@ Look = Callable[[Plan, int], None]
 
 
 class Steps:
-    """The steps of the pass `run` that end in `update`."""
+    """The steps of the pass `run` that end in `update`.
+
+    Where a device is faster with many steps at a time, those that are alike go to it together.
+    """
 
     def __init__(self, run: Pass, optimizer: Optimizer, update: Update):
         self.pass_, self.optimizer, self.update = run, optimizer, update
         self.backend = run.network.backend
         self.kinds: dict[tuple[int, bool, bool], tuple[Closure, Closure]] = {}
+        self.together: dict[int, Closure] = {}
 
-    def run(self, step: int, step_in_epoch: int, look: Look) -> int:
-        """Do step number `step`; `look(plan, last step)` is asked for the loss before the update. Returns 1."""
+    def run(self, step: int, step_in_epoch: int, look: Look, most: int = 1) -> int:
+        """Do step number `step`, or as many as can be done together, up to `most`; returns how many.
+
+        `look(plan, last step)` is asked for the loss at every step whose number is a multiple of `probe_every`, before
+        its update.
+        """
         size = self.pass_.size(step_in_epoch)
+        if self._alike(step, step_in_epoch, most):
+            self.together[size]()
+            return self.backend.unroll
         begins = self.pass_.carried is not None and step_in_epoch % self.pass_.split.windows == 0
-        kind = size, begins, (step + 1) % self.update.every == 0
-        if kind not in self.kinds:
-            self.kinds[kind] = self._recorded(*kind)
-        there, back = self.kinds[kind]
+        there, back = self._kind(size, begins, (step + 1) % self.update.every == 0)
         there()
         if step % self.backend.probe_every == 0:
             look(self.pass_.batch(size).plan, step + 1)
         back()
         return 1
+
+    def _alike(self, step: int, step_in_epoch: int, most: int) -> bool:
+        """Whether the next `unroll` steps are the same calls, and nobody looks between them."""
+        backend, n = self.backend, self.backend.unroll
+        until_probe = -step % backend.probe_every
+        plain = self.pass_.carried is None and self.update.every == 1 and self.update.fixed
+        if not plain or n > min(most, until_probe, self.pass_.full - step_in_epoch) or n == 1:
+            return False
+        size = self.pass_.size(step_in_epoch)
+        if size not in self.together:
+            self.together[size] = backend.repeat(self._kind(size, False, True), n)
+        return True
+
+    def _kind(self, *kind: Any) -> tuple[Closure, Closure]:
+        if kind not in self.kinds:
+            self.kinds[kind] = self._recorded(*kind)
+        return self.kinds[kind]
 
     def _recorded(self, size: int, begins: bool, updates: bool) -> tuple[Closure, Closure]:
         run, backend, batch = self.pass_, self.backend, self.pass_.batch(size)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Trainer:
         split = data.splits["train"]
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
-        self.name, self.backend = name, select(device) if isinstance(device, str) else device
+        self.name, backend = name, select(device) if isinstance(device, str) else device
+        self.backend = backend.rounding(self.train.precision)
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
         self.network = Network(model, shape, self.backend, seeds, self.train.dtype, lengths)
         for part, rows in data.splits.items():
@@ -125,11 +127,12 @@ class Trainer:
     def fit(self, epochs: int | None = None, hooks: Sequence["Hook"] = ()) -> list[Row]:
         """Train until `epochs` epochs are done (`train.epochs` unless told); returns the history, one row an epoch.
 
-        Stops at the next step boundary when `stop_requested` is set, and early where `train.early_stopping` says so.
+        Stops when `stop_requested` is set, as soon as the steps are done that the device has begun together (one on the
+        CPU, at most 16 on CUDA), and early where `train.early_stopping` says so.
         Raises NumericalError, before the update, when the loss is not finite.
         """
         self.epochs = epochs or self.train.epochs
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), self.backend.active():
             while self.epoch < self.epochs and not self.monitor.exhausted and not self.stop_requested:
                 start, first = time.perf_counter(), self.batch_in_epoch
                 self._run_epoch(hooks)
@@ -153,24 +156,30 @@ class Trainer:
         if self._steps is None or self._steps.update is not self.update:
             self._steps = Steps(self.training, self.optimizer, self.update)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:
-            self._set_rate()
-            done = self._steps.run(self.step, self.batch_in_epoch, self._probe)
+            held = self._set_rate()
+            done = self._steps.run(self.step, self.batch_in_epoch, self._probe, held)
             self.step += done
             self.batch_in_epoch += done
             for hook in hooks:
                 hook.on_step(self)
         self.backend.sync()
 
-    def _set_rate(self) -> None:
-        """Bring the learning rates of the next step up to date."""
-        t, schedule = self.step / self.steps_per_epoch, self.optimizer.schedule
-        factors = [schedule.factor(t, self.epochs, past) for past in self._past]
+    def _set_rate(self) -> int:
+        """Bring the learning rates of the next step up to date; for how many steps, up to `unroll`, they stay."""
+        factors = self._factors_of(self.step)
         if factors != self._factors:
             self._factors = factors
             each = factors[0]
             if len(factors) > 1:
                 each = self.backend.array(np.array(factors, self.network.dtype)[:, None])
             self.backend.xp.multiply(self.update.lr, each, out=self.update.rate)
+        later = range(self.step + 1, self.step + self.backend.unroll)
+        return 1 + sum(1 for _ in takewhile(lambda step: self._factors_of(step) == factors, later))
+
+    def _factors_of(self, step: int) -> list[float]:
+        """The schedule's factors at a step of this epoch."""
+        t, schedule = step / self.steps_per_epoch, self.optimizer.schedule
+        return [schedule.factor(t, self.epochs, past) for past in self._past]
 
     def _probe(self, plan: Plan, last: int) -> None:
         """Raise NumericalError unless the losses of the steps up to number `last` are finite.
@@ -215,7 +224,7 @@ class Trainer:
             evaluation = Evaluation(self.network, self.loss, self.metrics, rows, self.data.preparation)
             if isinstance(split, str):
                 self.evaluations[split] = evaluation
-        with self._as_result():
+        with self.backend.active(), self._as_result():
             results = evaluation()
         return {name: value[0] for name, value in results.items()} if self.optimizer.swarm else results
 
@@ -371,7 +380,10 @@ class Hook:
     """Called by `fit` after each step and each epoch."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """After each update; `trainer.step` counts it already."""
+        """After each step, or each group of steps that the device does together: up to 16 on CUDA, one on the CPU.
+
+        `trainer.step` counts them already. On CUDA they may still be at work: to read an array waits for them.
+        """
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """After each epoch's evaluation; `row` is the history's row with `seconds` and `samples_per_second`."""

@@ -6,6 +6,10 @@ array into a host array unasked, host arrays among device arrays, functions, met
 (`cupy_names.json`, recorded from the real package by `python tests/fake_cupy.py`). Inside `forbid_sync()` it also
 refuses what CuPy does but only by waiting for the device: reading a value, a boolean index, a copy from the host.
 
+While a stream captures, launches are written down with the arrays and numbers that they were given, and not made; the
+graph makes them again and again without any code of the host. What the real one refuses there is refused: to allocate,
+to wait, to copy from the host, to call cuBLAS, to launch on another stream.
+
 `Machine` says what hardware to play, broken or not.
 """
 
@@ -20,7 +24,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_lt
 import numpy as np
+
+from gpbackprop.backend import lt
 
 NAMES = Path(__file__).with_name("cupy_names.json")
 
@@ -43,7 +50,28 @@ def forbid_sync():
         _forbidden -= 1
 
 
+_recording: list | None = None  # the launches of the stream that captures
+
+
+def launch(kernel, inside: str = "a kernel") -> None:
+    """Queue a kernel on the current stream: it runs now, or is written down where the stream captures."""
+    if _recording is None:
+        kernel()
+    elif not Stream.current.capturing:
+        raise AssertionError(f"{inside} was launched on another stream than the one that captures")
+    else:
+        _recording.append(kernel)
+
+
+def refuse_in_capture(what: str) -> None:
+    if _recording is not None:
+        raise CUDARuntimeError(
+            "cudaErrorStreamCaptureUnsupported", f"operation not permitted when stream is capturing ({what})"
+        )
+
+
 def waits(what: str) -> None:
+    refuse_in_capture(what)
     if _forbidden:
         raise Synchronised(f"{what} waits for the device inside a step")
 
@@ -127,7 +155,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
         self._look(index)
         if not isinstance(value, ndarray) and not np.isscalar(value):
             raise ValueError(f"non-scalar {type(value)} cannot be written into a device array")
-        self._a[unwrap(index, "an index")] = unwrap(value, "an assignment")
+        at, plain = unwrap(index, "an index"), unwrap(value, "an assignment")
+        launch(lambda: self._a.__setitem__(at, plain), "an assignment")
 
     @staticmethod
     def _look(index):
@@ -177,9 +206,14 @@ class ufunc:  # noqa: N801
         for x in inputs:
             if not isinstance(x, ndarray) and not np.isscalar(x):
                 raise TypeError(f"Unsupported type {type(x)}: cupy.{self.name} takes device arrays and scalars")
+        if self.name == "matmul":
+            refuse_cublas()
+        plain = unwrap(inputs, self.name)
         if out is None:
-            return wrap(self._f(*unwrap(inputs, self.name), **kwargs))
-        self._f(*unwrap(inputs, self.name), out=unwrap(out, self.name), **kwargs)
+            refuse_in_capture(f"cupy.{self.name} allocates its result")
+            return wrap(self._f(*plain, **kwargs))
+        into = unwrap(out, self.name)
+        launch(lambda: self._f(*plain, out=into, **kwargs), self.name)
         return out
 
     def at(self, a, indices, b=None):
@@ -187,7 +221,8 @@ class ufunc:  # noqa: N801
             raise NotImplementedError(f"`cupy_{self.name}.at` is not supported yet")
         if a.dtype.char not in "iIfdLQ" + ("e" if self.name == "add" else ""):
             raise TypeError("scatter_add only supports int32, float16, float32, float64, uint32, uint64, as data type")
-        self._f.at(unwrap(a, "at"), unwrap(indices, "at"), unwrap(b, "at"))
+        plain = unwrap((a, indices, b), "at")
+        launch(lambda: self._f.at(*plain), "at")
 
     def reduce(self, array, axis=0, dtype=None, out=None, keepdims=False):
         if self.name not in ("add", "multiply"):
@@ -216,9 +251,13 @@ def _method(name: str):
             kwargs = dict(zip(names, args, strict=False)) | kwargs
             args = ()
             _accumulate_as_cupy(kwargs, self._a)
-        result = getattr(self._a, name)(*unwrap(args, name), **unwrap(kwargs, name))
-        out = kwargs.get("out")
-        return result if name in ("item", "tolist") else out if out is not None else wrap(result)
+        plain, named, out = unwrap(args, name), unwrap(kwargs, name), kwargs.get("out")
+        if out is not None or name in ("fill", "sort", "put"):
+            launch(lambda: getattr(self._a, name)(*plain, **named), name)
+            return out
+        result = getattr(self._a, name)(*plain, **named)
+        refuse_copy(name, result, self._a)
+        return result if name in ("item", "tolist") else wrap(result)
 
     return method
 
@@ -245,11 +284,30 @@ def _function(name: str, known: str):
         plain, named = unwrap(args, name), unwrap(given, name)
         if name in ("sum", "mean", "prod") and plain:
             _accumulate_as_cupy(named, plain[0])
-        result = numpy_function(*plain, **named)
         out = given.get("out")
-        return out if out is not None else wrap(result)
+        if name in ("matmul", "dot", "einsum", "inner", "outer", "tensordot", "vdot"):
+            refuse_cublas()
+        if out is not None or name in ("copyto", "put", "fill_diagonal"):
+            launch(lambda: numpy_function(*plain, **named), name)
+            return out
+        result = numpy_function(*plain, **named)
+        refuse_copy(name, result, *plain)
+        return wrap(result)
 
     return function
+
+
+def refuse_copy(name: str, result: Any, *inputs: Any) -> None:
+    """While a stream captures, what is no view of an input has been allocated."""
+    if _recording is not None and isinstance(result, np.ndarray | np.generic):
+        shared = (isinstance(x, np.ndarray) and np.may_share_memory(result, x) for x in inputs)
+        if not any(shared):
+            refuse_in_capture(f"cupy.{name} allocates its result")
+
+
+def refuse_cublas() -> None:
+    if _recording is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
 
 class CUDARuntimeError(RuntimeError):
@@ -265,6 +323,82 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
+class Stream:
+    """A CUDA stream, on which work is done at once, or written down while it captures."""
+
+    null: "Stream"
+    current: "Stream"
+    ptr = 1 << 40
+
+    def __init__(self, null=False, non_blocking=False):
+        Stream.ptr += 1
+        self.ptr, self.non_blocking = Stream.ptr, non_blocking
+        self.capturing, self._outer = False, []
+
+    def use(self):
+        Stream.current = self
+        return self
+
+    def __enter__(self):
+        self._outer.append(Stream.current)
+        return self.use()
+
+    def __exit__(self, *args):
+        Stream.current = self._outer.pop()
+
+    def synchronize(self):
+        waits("synchronize()")
+
+    def begin_capture(self, mode=None):
+        global _recording
+        assert self.non_blocking
+        assert mode == THREAD_LOCAL, "an allocation during the capture would not be an error"
+        assert _recording is None, "a stream captures already"
+        self.capturing, _recording = True, []
+
+    def end_capture(self):
+        global _recording
+        if not self.capturing:
+            raise CUDARuntimeError("cudaErrorIllegalState")
+        graph, self.capturing, _recording = Graph(_recording), False, None
+        return graph
+
+
+Stream.current = Stream.null = Stream(null=True)
+THREAD_LOCAL = 1
+
+
+class Graph:
+    """What a capture leaves: launches, with the arrays and numbers of then."""
+
+    def __init__(self, launches: list):
+        self.launches, self.uploaded = launches, False
+
+    def upload(self, stream=None):
+        refuse_in_capture("upload()")
+        self.uploaded = True
+
+    def launch(self, stream=None):
+        refuse_in_capture("launch()")
+        Graph.launched += 1
+        for kernel in self.launches:
+            kernel()
+
+    launched = 0
+
+
+class MemoryPool:
+    """Only its address counts here: NumPy has memory of its own."""
+
+    def malloc(self, size):
+        raise AssertionError("nothing is allocated here")
+
+
+@contextmanager
+def using_allocator(allocator):
+    yield
+
+
 @dataclass
 class Machine:
     """The hardware and the installation to play. An error that is set is raised where the real one would be."""
@@ -277,8 +411,16 @@ class Machine:
     library_error: Exception | None = None
     kernel_error: Exception | None = None
     memory_error: Exception | None = None
+    lt_error: Exception | None = None
     tf32: bool = False
     current: int = 0
+    lt: "fake_lt.Library | None" = None
+
+    launch = staticmethod(launch)
+
+    @staticmethod
+    def stream() -> Stream:
+        return Stream.current
 
 
 class Lazy(ModuleType):
@@ -299,7 +441,13 @@ def _product(dtype, machine: Machine):
         flat = np.frombuffer((ctypes.c_byte * (length * size)).from_address(at), dtype)
         return np.lib.stride_tricks.as_strided(flat, shape, [s * size for s in strides])
 
-    def gemm(handle, transa, transb, m, n, k, alpha, a, lda, stride_a, b, ldb, stride_b, beta, c, ldc, stride_c, count):
+    def gemm(*arguments):
+        refuse_cublas()
+        _gemm(*arguments)
+
+    def _gemm(
+        handle, transa, transb, m, n, k, alpha, a, lda, stride_a, b, ldb, stride_b, beta, c, ldc, stride_c, count
+    ):
         if lda < (k if transa else m) or ldb < (n if transb else k) or ldc < m:
             raise RuntimeError("CUBLAS_STATUS_INVALID_VALUE")
         assert matrices(alpha, (1,), (1,))[0] == 1
@@ -341,6 +489,7 @@ def build(machine: Machine) -> ModuleType:
         return a.get(order=order) if isinstance(a, ndarray) else np.asarray(a)
 
     def zeros(shape, dtype=float, order="C"):
+        refuse_in_capture("cupy.zeros allocates")
         if machine.memory_error:
             raise machine.memory_error
         return wrap(np.zeros(shape, dtype, order))
@@ -353,6 +502,13 @@ def build(machine: Machine) -> ModuleType:
             if machine.use_error:
                 raise machine.use_error
             machine.current = self.id
+
+        def __enter__(self):
+            self.outer = machine.current
+            self.use()
+
+        def __exit__(self, *args):
+            machine.current = self.outer
 
         def synchronize(self):
             waits("synchronize()")
@@ -377,6 +533,7 @@ def build(machine: Machine) -> ModuleType:
             raise TypeError("Output dtype mismatch")
         return _function("take", names["functions"]["take"])(a, indices, axis=axis, out=out)
 
+    cuda.Stream, cuda.MemoryPool, cuda.using_allocator = Stream, MemoryPool, using_allocator
     cuda.Device, cuda._load, cuda.get_cublas_handle = Device, load_cublas, lambda: 1
     cuda.runtime = SimpleNamespace(
         getDeviceCount=get_device_count,
@@ -384,6 +541,7 @@ def build(machine: Machine) -> ModuleType:
         driverGetVersion=lambda: machine.driver,
         runtimeGetVersion=lambda: machine.runtime,
         CUDARuntimeError=CUDARuntimeError,
+        streamCaptureModeThreadLocal=THREAD_LOCAL,
     )
     cupy.__version__, cupy.ndarray, cupy.ufunc, cupy.cuda = names["cupy"], ndarray, ufunc, cuda
     cupy.array, cupy.asarray, cupy.asnumpy, cupy.zeros = from_host, asarray, asnumpy, zeros
@@ -399,6 +557,8 @@ def install(monkeypatch, **machine) -> Machine:
     cupy = build(played)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+    monkeypatch.setattr(lt, "load", lambda: fake_lt.Library(played))
+    monkeypatch.setattr(Stream, "current", Stream.null)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return played
 

@@ -380,7 +380,8 @@ def test_a_device_that_cannot_be_used_says_why_and_what_to_do(monkeypatch, fault
     with pytest.raises(DeviceError) as caught:
         select("cuda")
     name, usable, text = devices()[-1]
-    assert (name, usable) == ("cuda", False)
+    assert name in ("cuda", "cuda:0")
+    assert not usable
     for message in (str(caught.value), text):
         assert message.startswith("cuda")
         for word in words:

@@ -35,7 +35,7 @@ def devices() -> list[tuple[str, bool, str]]:
     try:
         from gpbackprop.backend import cuda
 
-        rows += [(f"cuda:{n}", True, text) for n, text in enumerate(cuda.describe())]
+        rows += cuda.describe()
     except DeviceError as error:
         rows.append(("cuda", False, str(error)))
     return rows

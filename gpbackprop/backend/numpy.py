@@ -1,13 +1,15 @@
 """Arrays on the CPU: NumPy itself, and the few verbs that layers need beside it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from gpbackprop.backend import replay
 from gpbackprop.backend.tape import Call, Namespace, Tape, verb
+from gpbackprop.errors import ConfigError
 
 Array = Any
 log = logging.getLogger("gpbackprop")
@@ -22,11 +24,29 @@ class Backend:
     name = "cpu"
     description = "NumPy on the CPU"
     block = 2**18  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
+    unroll = 1  # training steps that are started together: one Python call for each costs nothing that counts
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
 
     def __init__(self, module: Any = np) -> None:
         self.module, self.tape = module, Tape()
         self.xp: Any = Namespace(module, self.tape)
+
+    def rounding(self, precision: str) -> "Backend":
+        """This device, where products of float32 may round their operands to `precision`.
+
+        Raises ConfigError where it cannot do so.
+        """
+        if precision != "float32":
+            raise ConfigError(
+                f"train.precision: found {precision!r}, which CUDA devices can do; the CPU multiplies all of float32: "
+                'set precision = "float32", or choose a device with --device cuda'
+            )
+        return self
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, this device is the one that computes, and its errors are told as ours."""
+        yield
 
     def array(self, host: np.ndarray) -> Array:
         """A device array with the values of `host`, which nobody changes afterwards: here it may be `host` itself."""
@@ -75,6 +95,16 @@ class Backend:
         def as_they_are() -> None:
             for step in steps:
                 step()
+
+        return run
+
+    def repeat(self, parts: Sequence[Callable[[], None]], times: int) -> Callable[[], None]:
+        """One call that makes the captured calls `parts` in turn, `times` times over."""
+
+        def run() -> None:
+            for _ in range(times):
+                for part in parts:
+                    part()
 
         return run
 

@@ -24,22 +24,34 @@ class Call:
     verb: bool = False
 
 
+class Lost(Exception):  # noqa: N818 (nothing is wrong: the step runs as it is)
+    """A call without a place, met by a tape that only listens."""
+
+
 class Tape:
-    """`calls` is the list that is written, None while nobody records; `lost` is the first call without a place."""
+    """`calls` is the list that is written, None while nobody records; `lost` is the first call without a place.
+
+    With `listens` the calls are written down but not made.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] | None = None
-        self.lost = ""
+        self.lost, self.listens = "", False
 
-    def record(self, steps: Sequence[Callable[[], None]]) -> list[Call] | None:
-        """Run `steps` and return the calls that they made; None where a call's result has no fixed place."""
+    def record(self, steps: Sequence[Callable[[], None]], listens: bool = False) -> list[Call] | None:
+        """Run `steps` and return the calls that they made; None where a call's result has no fixed place.
+
+        With `listens` nothing is computed: only the names of the calls and their arrays are seen.
+        """
         calls: list[Call] = []
-        self.calls, self.lost = calls, ""
+        self.calls, self.lost, self.listens = calls, "", listens
         try:
             for step in steps:
                 step()
+        except Lost:
+            pass
         finally:
-            self.calls = None
+            self.calls, self.listens = None, False
         return None if self.lost else calls
 
     def guard(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +68,8 @@ class Tape:
         def call(*arguments: Any) -> None:
             calls, self.calls = self.calls, None
             try:
-                function(*arguments)
+                if not self.listens:
+                    function(*arguments)
             finally:
                 self.calls = calls
             if calls is not None:
@@ -65,9 +78,11 @@ class Tape:
         return call
 
     def write(self, call: Call) -> None:
-        """Write a call down, where somebody records."""
+        """Write a call down, where somebody records. Raises Lost where the rest need not be heard."""
         if self.calls is not None:
             self.lost = self.lost or (call.name if call.out is None else "")
+            if self.lost and self.listens:
+                raise Lost
             self.calls.append(call)
 
 
@@ -91,11 +106,15 @@ class Namespace:
             if tape.calls is not None:
                 kept = dict(options)
                 tape.write(Call(name, function, inputs, kept.pop("out", None), kept))
+                if tape.listens:
+                    return options["out"]
             return function(*inputs, **options)
 
         def copyto(out: Any, value: Any, **options: Any) -> None:
             if tape.calls is not None:
                 tape.write(Call("copyto", function, (value,), out, options))
+                if tape.listens:
+                    return
             function(out, value, **options)
 
         return copyto if name == "copyto" else call
@@ -108,6 +127,8 @@ def verb(method: Callable[..., None]) -> Callable[..., None]:
     def call(self: Any, *arguments: Any) -> None:
         if self.tape.calls is not None:
             self.tape.write(Call(method.__name__, partial(method, self), arguments[:-1], arguments[-1], verb=True))
+            if self.tape.listens:
+                return
         method(self, *arguments)
 
     return call

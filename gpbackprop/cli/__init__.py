@@ -68,7 +68,15 @@ def _run() -> int:
             return _say_internal(error)
         return _say(f"{error.filename}: {error.strerror or error}", USAGE, trace=True)
     except Exception as error:
+        if (ours := _of_cuda(error)) is not None:
+            return _say(str(ours), getattr(ours, "exit_code", MEMORY), trace=True)
         return _say_internal(error)
+
+
+def _of_cuda(error: Exception) -> Exception | None:
+    """An error of CUDA in words of ours, if CUDA was asked for at all."""
+    faults = sys.modules.get("gpbackprop.backend.faults")
+    return faults.told(error, "cuda") if faults else None
 
 
 def _say(message: str, code: int, *, trace: bool = False) -> int:

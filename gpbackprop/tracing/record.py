@@ -72,7 +72,9 @@ def _trainer(config: Config, row: int) -> Trainer:
     if not config.optimizer.gradient:
         raise UsageError(f"{type_name(type(config.optimizer))} learns without gradients: there is nothing to trace")
     few = dataclasses.replace(data, splits={"train": dataclasses.replace(split, index=split.index[[row]])})
-    train = dataclasses.replace(config.train, batch_size=1, shuffle=False, metrics=(), early_stopping=None)
+    train = dataclasses.replace(
+        config.train, batch_size=1, shuffle=False, precision="float32", metrics=(), early_stopping=None
+    )
     alone = dataclasses.replace(first, train=train)
     return alone.trainer("cpu", few)
 

@@ -1,0 +1,190 @@
+"""Matrix products by cuBLASLt, called through ctypes: what CuPy does not let into a CUDA graph.
+
+A product is bound once, to its operands, its algorithm and its stream; a call of it then queues one kernel and does
+nothing else, so that it can be captured. The algorithm is the first that the library's heuristic offers, which is the
+same for the same operands on the same device: so are the bits, also in a run that goes on tomorrow.
+"""
+
+import ctypes as c
+import weakref
+from typing import Any
+
+import numpy as np
+
+from gpbackprop.backend.numpy import Array
+
+WORKSPACE = 32 * 2**20  # bytes for what an algorithm needs beside its operands, as much as cuBLAS has on a large device
+
+# What products of float32 may round their operands to; sums are float32 throughout. From cublas_api.h.
+COMPUTE = {"float32": 68, "tf32": 77, "bfloat16": 75}
+FLOAT32, FLOAT64 = 0, 1  # cudaDataType
+COMPUTE_FLOAT64 = 70
+# From cublasLt.h: attributes of a product, of a matrix, and of the search for an algorithm.
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS, BIAS_STEP = 3, 4, 7, 8, 10
+MEMBERS, STEP = 5, 6
+MOST_WORKSPACE, ALIGNMENT = 1, (5, 6, 7, 8)
+ADD_BIAS = 4  # an epilogue: what happens to the sums before they are written
+
+
+class LtError(RuntimeError):
+    """cuBLASLt refused something; the message has its status."""
+
+
+class Algorithm(c.Structure):
+    """cublasLtMatmulHeuristicResult_t, which begins with the algorithm itself."""
+
+    _fields_ = (
+        ("data", c.c_uint64 * 8), ("workspace", c.c_size_t), ("status", c.c_int), ("waves", c.c_float),
+        ("reserved", c.c_int * 4),
+    )  # fmt: skip
+
+
+def load() -> Any:
+    """The library that CuPy came with. Raises what the loader raises where there is none."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    library = c.CDLL(load_nvidia_dynamic_lib("cublasLt").abs_path)
+    handle, number, size = c.c_void_p, c.c_int, c.c_size_t
+    for name, arguments in {
+        "cublasLtCreate": [handle],
+        "cublasLtMatmulDescCreate": [handle, number, number],
+        "cublasLtMatmulDescSetAttribute": [handle, number, handle, size],
+        "cublasLtMatmulDescDestroy": [handle],
+        "cublasLtMatrixLayoutCreate": [handle, number, c.c_uint64, c.c_uint64, c.c_int64],
+        "cublasLtMatrixLayoutSetAttribute": [handle, number, handle, size],
+        "cublasLtMatrixLayoutDestroy": [handle],
+        "cublasLtMatmulPreferenceCreate": [handle],
+        "cublasLtMatmulPreferenceSetAttribute": [handle, number, handle, size],
+        "cublasLtMatmulPreferenceDestroy": [handle],
+        "cublasLtMatmulAlgoGetHeuristic": [handle] * 7 + [number, handle, handle],
+        "cublasLtMatmul": [handle] * 14 + [size, handle],
+    }.items():
+        getattr(library, name).argtypes, getattr(library, name).restype = arguments, number
+    library.cublasLtGetStatusName.argtypes = [number]
+    library.cublasLtGetStatusName.restype = c.c_char_p
+    return library
+
+
+class Lt:
+    """cuBLASLt on one stream, with a workspace of its own; `stream` and `workspace` are addresses.
+
+    Raises LtError, or what the loader raises, where there is no library that works.
+    """
+
+    def __init__(self, stream: int, workspace: int):
+        self.library, self.stream, self.workspace = load(), stream, workspace
+        self.handle = c.c_void_p()
+        self.check(self.library.cublasLtCreate(c.byref(self.handle)))
+
+    def check(self, status: int) -> None:
+        if status:
+            raise LtError(f"cuBLASLt: {self.library.cublasLtGetStatusName(status).decode()}")
+
+    def product(self, precision: str, a: Array, b: Array, out: Array, bias: Array = None) -> "Product | None":
+        """out[k,m,n] = sum_j a[k,m,j] b[k,j,n] + bias[k,0,n] as a call; None where the library has no algorithm.
+
+        `a`, `b`, `out` may be transposed views with rows and members at any distance.
+        """
+        k = out.shape[0]
+        left, right, result = layout(a, k), layout(b, k), layout(out, k)
+        alike = a.dtype == b.dtype == out.dtype and out.dtype in (np.float32, np.float64)
+        if not (left and right and result and alike and a.size and b.size):
+            return None
+        if result[0]:  # out' = b' a', where ' exchanges rows and columns
+            turned = (x.swapaxes(-1, -2) for x in (b, a, out))
+            return self.product(precision, *turned) if bias is None else None
+        product = Product(self, (a, left), (b, right), (out, result), precision, bias)
+        return product if product.found else None
+
+
+class Product:
+    """One product, bound. Whatever it is called with, its operands are those that it was made of.
+
+    cuBLASLt counts columns first: what it takes for the transpose of a row-major matrix is that matrix. So it is asked
+    for out' = b' a'; its first operand is b, its rows are our columns, and a bias for each of its rows is one of ours
+    for each column.
+    """
+
+    def __init__(self, lt: Lt, left: tuple, right: tuple, result: tuple, precision: str, bias: Array = None):
+        self.lt, library = lt, lt.library
+        (a, (a_turned, *a_places)), (b, (b_turned, *b_places)), (out, (_, *places)) = left, right, result
+        (k, m, n), j = out.shape, a.shape[2]
+        self.operands = a, b, out, bias  # a graph keeps none of them alive
+        double = out.dtype == np.float64
+        scale, number = (FLOAT64, c.c_double) if double else (FLOAT32, c.c_float)
+        self.one, self.zero = number(1), number(0)
+        self.description = self._made("MatmulDesc", COMPUTE_FLOAT64 if double else COMPUTE[precision], scale)
+        self._set("MatmulDesc", self.description, TRANSPOSE_A, c.c_int32(b_turned))
+        self._set("MatmulDesc", self.description, TRANSPOSE_B, c.c_int32(a_turned))
+        if bias is not None:
+            self._set("MatmulDesc", self.description, EPILOGUE, c.c_uint32(ADD_BIAS))
+            self._set("MatmulDesc", self.description, BIAS, c.c_void_p(bias.data.ptr))
+            step = bias.strides[0] // bias.itemsize if len(bias) > 1 else 0
+            self._set("MatmulDesc", self.description, BIAS_STEP, c.c_int64(step))
+        self.b = self._matrix(scale, (j, n) if b_turned else (n, j), b_places, k)
+        self.a = self._matrix(scale, (m, j) if a_turned else (j, m), a_places, k)
+        self.out = self._matrix(scale, (n, m), places, k)
+        self.algorithm, count = Algorithm(), c.c_int(0)
+        preference = self._made("MatmulPreference")
+        self._set("MatmulPreference", preference, MOST_WORKSPACE, c.c_uint64(WORKSPACE))
+        for attribute, x in zip(ALIGNMENT, (b, a, out, out), strict=True):
+            self._set("MatmulPreference", preference, attribute, c.c_uint32(alignment(x)))
+        status = library.cublasLtMatmulAlgoGetHeuristic(
+            lt.handle, self.description, self.b, self.a, self.out, self.out, preference,
+            1, c.byref(self.algorithm), c.byref(count),
+        )  # fmt: skip
+        self.found = status == 0 and count.value == 1 and self.algorithm.status == 0
+
+    def _made(self, kind: str, *arguments: Any) -> c.c_void_p:
+        """A new object of the library, which goes when this product goes."""
+        made, library = c.c_void_p(), self.lt.library
+        self.lt.check(getattr(library, f"cublasLt{kind}Create")(c.byref(made), *arguments))
+        weakref.finalize(self, getattr(library, f"cublasLt{kind}Destroy"), made)
+        return made
+
+    def _matrix(self, dtype: int, shape: tuple[int, int], places: list[int], members: int) -> c.c_void_p:
+        """Matrices of a shape, columns first; `places` are the elements between columns, and between members."""
+        lead, step = places
+        made = self._made("MatrixLayout", dtype, *shape, lead)
+        self._set("MatrixLayout", made, MEMBERS, c.c_int32(members))
+        self._set("MatrixLayout", made, STEP, c.c_int64(step))
+        return made
+
+    def _set(self, kind: str, which: c.c_void_p, attribute: int, value: Any) -> None:
+        put = getattr(self.lt.library, f"cublasLt{kind}SetAttribute")
+        self.lt.check(put(which, attribute, c.byref(value), c.sizeof(value)))
+
+    def __call__(self, *_: Any) -> None:
+        a, b, out, _ = self.operands
+        self.lt.check(
+            self.lt.library.cublasLtMatmul(
+                self.lt.handle, self.description, c.byref(self.one), b.data.ptr, self.b, a.data.ptr, self.a,
+                c.byref(self.zero), out.data.ptr, self.out, out.data.ptr, self.out, c.byref(self.algorithm),
+                self.lt.workspace, WORKSPACE, self.lt.stream,
+            )
+        )  # fmt: skip
+
+
+def layout(x: Array, members: int) -> tuple[int, int, int] | None:
+    """How BLAS reads the matrices x[k]: (1 if transposed, leading dimension, elements from k to k+1), or None."""
+    if x.ndim != 3:
+        return None
+    (k, rows, cols), (step, down, right), size = x.shape, x.strides, x.itemsize
+    if k != members and k != 1:
+        return None
+    step = step // size if k > 1 else 0 if members > 1 else rows * cols
+    if right == size and down >= cols * size:
+        return 0, down // size, step
+    if down == size and right >= rows * size:
+        return 1, right // size, step
+    if rows == 1 and (right == size or cols == 1):  # strides along an axis of one element mean nothing
+        return 0, cols, step
+    if cols == 1 and down == size:
+        return 1, rows, step
+    return None
+
+
+def alignment(x: Array) -> int:
+    """The largest power of two, up to 256, that divides the addresses of all matrices x[k], in bytes."""
+    addresses = x.data.ptr | (x.strides[0] if len(x) > 1 else 0) | 256
+    return addresses & -addresses
