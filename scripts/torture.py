@@ -1,6 +1,6 @@
 """Do to a run what machines do to it, many times, and count what was lost.
 
-    python scripts/torture.py kill|io [--short] [--seed N] [--json FILE] [options of the subcommand]
+    python scripts/torture.py kill|bits|hostile|io [--short] [--seed N] [--json FILE] [options of the subcommand]
 
 Needs gpbackprop alone. Every fault is put into a real run over a small network, which is then resumed to its end and
 compared with one that nothing happened to. The table has a line for each kind of fault:
@@ -30,6 +30,8 @@ for library in ("OPENBLAS", "OMP", "MKL"):
 # Each is a module `torture_NAME` with `options(parser)` and `run(arguments) -> Iterable[Row]`.
 SUBCOMMANDS = {
     "kill": "SIGKILL at random moments, and before, in and after every call that a save makes",
+    "bits": "bits, bytes and blocks of a checkpoint change, or its end goes, and it is read",
+    "hostile": "files that were made to harm, and files changed at random inside with the right digest, are read",
     "io": "every n-th call to the disk fails, a disk that is full, a limit on the size of files, a power cut",
 }
 

@@ -1,20 +1,17 @@
 """One file -> a checked dict of arrays.
 
-Opening a damaged file can already reach faults of libhdf5. So the size and the digest are checked first, libhdf5 sees
-the bytes in memory and never the disk, and `structure` refuses what the writer would not have written.
+The kind of the file, its size and its digest are checked first; then `structure` refuses what the writer would not have
+written. libhdf5, which crafted bytes can crash, is not asked: `hdf5` reads what little of its format there is.
 """
 
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from gpbackprop.checkpoint import disk, format
@@ -31,7 +28,6 @@ class Checkpoint:
     path: Path
     entries: Mapping[str, Entry]
     """What the file holds: paths such as "params/0-dense/W", in order."""
-    image: io.BytesIO = field(repr=False)
 
     @property
     def config(self) -> str:
@@ -72,10 +68,7 @@ class Checkpoint:
         return {path.removeprefix(prefix): array for path, array in arrays.items()}
 
     def _load(self, paths: list[str]) -> dict[str, np.ndarray]:
-        # Every component of every entry was a hard link when `read` walked these same bytes, so a path is safe here.
-        with _opened(self.path, self.image) as file:
-            arrays = {path: file[path][()] for path in paths}
-        arrays = {path: np.asarray(array) for path, array in arrays.items()}
+        arrays = {path: self.entries[path].array() for path in paths}
         for path, array in arrays.items():
             if path.startswith("params/") and not np.isfinite(array).all():
                 raise DamagedError(f"{self.path}: {path} holds NaN or infinity; use an earlier checkpoint")
@@ -112,23 +105,23 @@ def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
         raise CheckpointError(f"{path}: may not be read by this user; change its permissions") from error
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read: {error.strerror or error}; use another checkpoint") from error
-    with _opened(path, image) as file:
-        entries = Walk(path, len(image.getbuffer())).entries(file)
-    return Checkpoint(path, entries, image)
+    return Checkpoint(path, Walk(path, image).entries())
 
 
-def _verified(path: Path, limit: int) -> io.BytesIO:
+def _verified(path: Path, limit: int) -> memoryview:
     """The HDF5 image in the file, once its digest holds."""
-    facts = disk.calls.stat(path)
-    if not stat.S_ISREG(facts.st_mode):
-        raise CheckpointError(f"{path}: is not a file; give a checkpoint (.h5)")
-    if facts.st_size > limit:
-        raise CheckpointError(f"{path}: has {facts.st_size} bytes, more than the limit of {limit}; is it a checkpoint?")
-    size = facts.st_size - format.TRAILER
-    if size < len(format.SIGNATURE):
-        raise DamagedError(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
-    fd = disk.calls.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    _check_kind(path, disk.calls.stat(path))  # before it is opened: to open a device can be to use it
+    fd = disk.calls.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
+        facts = disk.calls.stat(fd)
+        _check_kind(path, facts)  # again: it may be another one by now
+        if facts.st_size > limit:
+            raise CheckpointError(
+                f"{path}: has {facts.st_size} bytes, more than the limit of {limit}; is it a checkpoint?"
+            )
+        size = facts.st_size - format.TRAILER
+        if size < len(format.SIGNATURE):
+            raise DamagedError(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
         disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
         trailer = b"".join(_pieces(fd, format.TRAILER))
         if not trailer.startswith(format.MAGIC):
@@ -136,37 +129,41 @@ def _verified(path: Path, limit: int) -> io.BytesIO:
                 f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
             )
         disk.calls.lseek(fd, 0, os.SEEK_SET)
-        digest, image = hashlib.sha256(), io.BytesIO()
+        digest, image, at = hashlib.sha256(), memoryview(bytearray(size)), 0
         for piece in _pieces(fd, size):
             digest.update(piece)
-            image.write(piece)
+            image[at : at + len(piece)] = piece
+            at += len(piece)
     finally:
         disk.calls.close(fd)
     if digest.digest() != trailer[len(format.MAGIC) :]:
         raise DamagedError(
             f"{path}: its bytes do not match its SHA-256; the file was damaged after it was written; {_ADVICE}"
         )
-    if image.getbuffer()[: len(format.SIGNATURE)] != format.SIGNATURE:
+    if image[: len(format.SIGNATURE)] != format.SIGNATURE:
         raise DamagedError(f"{path}: is not an HDF5 file; {_ADVICE}")
-    return image
+    return image.toreadonly()
 
 
 _ADVICE = "use another checkpoint, or copy it again from where it came"
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _check_kind(path: Path, facts: os.stat_result) -> None:
+    """Refuse what is no file: reading a pipe or a device may never end."""
+    if not stat.S_ISREG(facts.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "something else")
+        raise DamagedError(f"{path}: is not a file but {kind}; give a checkpoint (.h5)")
 
 
 def _pieces(fd: int, size: int) -> Iterator[bytes]:
     while size and (piece := disk.calls.read(fd, min(disk.PIECE, size))):
         size -= len(piece)
         yield piece
-
-
-@contextmanager
-def _opened(path: Path, image: io.BytesIO) -> Iterator[h5py.File]:
-    """The image as an HDF5 file. What libhdf5 cannot make sense of is DamagedError."""
-    try:
-        with h5py.File(image, "r") as file:
-            yield file
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError, ...
-        raise DamagedError(f"{path}: its HDF5 structure is broken: {error}; {_ADVICE}") from error
