@@ -359,6 +359,36 @@ def test_sigmoid_and_cross_entropy_give_p_minus_t():
     np.testing.assert_allclose(gradient, differences(loss, np.array([0.4]), [1.0]), rtol=1e-9)
 
 
+def test_the_convolution_of_the_textbook():
+    t = trainer(config("worked/convolution.toml"))
+    plan, slots = first_pass(t)
+    printed(slots["0-conv2d"].value, "37.5 47.5 67.5 77.5")
+    printed(slots["0-conv2d"].grad, "7.5 7.5 7.5 -2.5")
+    printed(weights(t, "g")["0-conv2d/W"], "40 60 100 120")
+    printed(weights(t, "g")["0-conv2d/b"], "20")
+    printed(loss(t), "87.5")
+    t.fit()
+    printed(weights(t)["0-conv2d/W"], "0.96 1.94 2.9 3.88")
+    printed(weights(t)["0-conv2d/b"], "0.48")
+
+
+def test_backpropagation_through_four_steps():
+    t = trainer(config("worked/bptt.toml"))
+    first_pass(t)
+    printed(outputs(t), "0.29731735570391843")
+    printed(loss(t), "3.598290209649464e-06", slack=1e-12)
+    printed(weights(t, "g")["0-simple_rnn/U"], "-0.0021452512463457536")
+    printed(weights(t, "g")["0-simple_rnn/W"], "-0.0006557143837766457")
+
+
+def test_softmax_and_cross_entropy_as_a_config():
+    t = trainer(config("worked/softmax.toml"))
+    _, slots = first_pass(t)
+    printed(slots["0-dense"].value, "1 2 3")
+    printed(slots["0-dense"].grad, "0.09003057317 -0.755271528945 0.665240955775")
+    printed(loss(t), "1.4076059644443801")
+
+
 def test_float32_loses_the_digits():
     """What the examples' `dtype` is for: a network of float32 and its table agree with the page to seven digits."""
     given = config("mazur.toml", 'train.dtype="float32"')
