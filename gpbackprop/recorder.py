@@ -28,7 +28,7 @@ class Recorder(Hook):
         saved = trainer.step if any(self.directory.glob("step-*.h5")) else None
         self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved)
         self._seen, self._time = trainer.step, time.monotonic()
-        self._size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        self._size = self.metrics.stat().st_size if self.metrics.is_file() else 0
         self._lines: list[str] = []
         self._told: str | None = None
         best = self._best()
@@ -107,7 +107,8 @@ class Recorder(Hook):
         text = "".join(self._lines).encode()
         try:
             with open(self.metrics, "ab") as file:
-                file.truncate(self._size)  # what is left of a line that found no room
+                if file.tell() > self._size:
+                    file.truncate(self._size)  # what is left of a line that found no room
                 file.write(text)
         except OSError as error:
             raise CheckpointError(
@@ -130,8 +131,9 @@ class Recorder(Hook):
     def _stopped(self, error: CheckpointError) -> CheckpointError:
         """`error` with what it means for the run."""
         trainer, saved = self.trainer, self.saver.saved
+        epoch = trainer.epoch + bool(trainer.batch_in_epoch)
         safe = "No step of this run is saved yet" if saved is None else f"Step {saved} is saved, and whole"
         return CheckpointError(
-            f"training stopped after step {trainer.step} (epoch {trainer.epoch + 1}): {error}. {safe}; "
+            f"training stopped after step {trainer.step} (epoch {epoch}): {error}. {safe}; "
             f"`gpbackprop resume {self.path}` goes on from there"
         )
