@@ -341,7 +341,7 @@ def test_half_a_line_of_metrics_is_cut_off_before_the_line_is_written_again(tmp_
         lines = 0
 
         def __init__(self, path, mode):
-            self.file = open(path, mode, buffering=0)
+            self.file = open(path, mode, buffering=0)  # noqa: SIM115
             self.tell, self.truncate = self.file.tell, self.file.truncate
 
         def write(self, text):
