@@ -546,6 +546,11 @@ def build(machine: Machine) -> ModuleType:
     cupy.__version__, cupy.ndarray, cupy.ufunc, cupy.cuda = names["cupy"], ndarray, ufunc, cuda
     cupy.array, cupy.asarray, cupy.asnumpy, cupy.zeros = from_host, asarray, asnumpy, zeros
     cupy.take = take
+
+    def as_strided(x, shape=None, strides=None):
+        return wrap(np.lib.stride_tricks.as_strided(x._a, shape, strides))
+
+    cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
     for kind in (CUDARuntimeError, OutOfMemoryError):
         kind.__module__ = "cupy.cuda"
     return cupy

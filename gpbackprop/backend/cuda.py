@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop.backend import epilogues, faults, replay
+from gpbackprop.backend import epilogues, faults
 from gpbackprop.backend.faults import load, reason, version, visible
 from gpbackprop.backend.graphs import Captured, Repeated, lane
+from gpbackprop.backend.kernels import launchers
 from gpbackprop.backend.lt import layout
 from gpbackprop.backend.numpy import Array, Backend
 from gpbackprop.backend.tape import verb
@@ -137,7 +138,7 @@ class CudaBackend(Backend):
         why = f"{getattr(foreign, '__qualname__', foreign)} is Python code that may do something else every time"
         if self.lane.lt:
             calls = epilogues.bound(calls, partial(self.lane.lt.product, self.precision))
-        return [step for call in calls for step in replay.as_it_is(call)], why if foreign else ""
+        return launchers(calls, self.module), why if foreign else ""
 
     def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
         """The strided batched product of each dtype, with the 1 and 0 that it reads through pointers."""
