@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,14 +27,16 @@ from gpbackprop.backend import Backend
 from gpbackprop.checkpoint import disk
 from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset, folds
-from gpbackprop.errors import CheckpointError, DataError, GPError, UsageError
+from gpbackprop.errors import CheckpointError, DataError, GPError, NumericalError, UsageError
 from gpbackprop.lock import Lock
+from gpbackprop.numerics import differences, numerics
 from gpbackprop.recorder import Recorder
+from gpbackprop.stopping import stopping_at_signals
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
 
-INTERRUPTED, PREEMPTED, OUT_OF_MEMORY = 130, 75, 7
+OUT_OF_MEMORY = 7
 
 
 class Run:
@@ -47,6 +48,7 @@ class Run:
 
     def __init__(self, path: Path, config: Config, trainer: Trainer, lock: Lock):
         self.path, self.config, self.trainer, self._lock = path, config, trainer, lock
+        self._inexact: list[str] = []
 
     @classmethod
     def start(
@@ -67,59 +69,130 @@ class Run:
         return cls(path, config, trainer, lock)
 
     @classmethod
-    def open(cls, path: Path, device: str | Backend = "auto", epochs: int | None = None) -> "Run":
+    def open(
+        cls, path: Path, device: str | Backend = "auto", epochs: int | None = None, allow_inexact: bool = False
+    ) -> "Run":
         """The run in `path`, at its newest whole checkpoint; at its start where it has none yet.
 
         `epochs` is a new number of epochs to end with; it goes into the resolved config, so that whoever resumes the
-        run the next time means the same. Raises DataError where the data are not those that the run began with.
+        run the next time means the same. Raises DataError where the data are not those that the run began with, and,
+        unless `allow_inexact`, UsageError where training would go on with other bits than on the machine before.
         """
-        config, lock = stored_config(path), Lock(path)
+        config = stored_config(path)
         if epochs is not None and epochs != config.train.epochs:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
-        run = cls(path, config, config.trainer(device), lock)
-        data, known = run.trainer.data, read_facts(path).get("data_digest")
+        lock = Lock(path)
+        try:
+            run = cls(path, config, config.trainer(device), lock)
+            run._continue(allow_inexact)
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def _continue(self, allow_inexact: bool) -> None:
+        """Bring the trainer and the files to the newest whole checkpoint."""
+        data, known = self.trainer.data, read_facts(self.path).get("data_digest")
         if known not in (None, data.digest):
             raise DataError(
-                f"{data.name}: the rows differ from those that the run {path} began with; bring the old ones back "
+                f"{data.name}: the rows differ from those that the run {self.path} began with; bring the old ones back "
                 "(or the version of gpbackprop that is in its run.json), or train anew in another directory"
             )
-        found = checkpoint.latest(path / "checkpoints", warn=log.warning)
+        found = checkpoint.latest(self.path / "checkpoints", warn=log.warning)
         if found:
-            restore(run.trainer, found)
-        _replace(path / "config.resolved.toml", config.text())
-        run._cut_metrics()
-        return run
+            restore(self.trainer, found)
+            self._expect_same_bits(allow_inexact)
+        _replace(self.path / "config.resolved.toml", self.config.text())
+        self._cut_metrics()
 
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def _expect_same_bits(self, allow_inexact: bool) -> None:
+        """Raise UsageError, unless it is allowed, where training would go on with what may round otherwise."""
+        before, trainer = read_facts(self.path).get("numerics"), self.trainer
+        if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted or not isinstance(before, dict):
+            return
+        self._inexact = differences(before, numerics(trainer.backend))
+        if self._inexact and not allow_inexact:
+            raise UsageError(
+                f"{self.path}: going on here would not end with the same bits as before:\n  "
+                + "\n  ".join(self._inexact)
+                + "\ngo back to what it was, or add --allow-inexact, which run.json then tells of"
+            )
+
     def _cut_metrics(self) -> None:
-        """Drop what was recorded after the checkpoint, and a torn last line."""
-        rows = [row for row in read_metrics(self.metrics_file) if row["epoch"] <= self.trainer.epoch]
+        """Bring metrics.jsonl to the checkpoint: each of its epochs once, none after it, and no torn line.
+
+        What a crash has kept from the file comes from the checkpoint, which knows all but the seconds.
+        """
+        written = {row["epoch"]: row for row in read_metrics(self.metrics_file)}
+        rows = []
+        for row in self.trainer.history:
+            found = written.get(row["epoch"], {})
+            rows.append(found if found | row == found else row)
         _replace(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def train(self, epochs: int | None = None, hooks: Sequence[Hook] = ()) -> tuple[int, Row]:
-        """Train and save; returns the exit code (0, 75 after SIGTERM, 130 after Ctrl-C) and the outcome for --json."""
+    def train(
+        self, epochs: int | None = None, hooks: Sequence[Hook] = (), grace: float | None = None
+    ) -> tuple[int, Row]:
+        """Train and save; returns the exit code and the outcome for --json.
+
+        The code is 0, or after a signal, which the run is saved at, 75 (SIGTERM, SIGUSR1) or 130 (SIGINT). What is not
+        done `grace` seconds after it, or at a second signal, ends the program at once.
+        """
         start, code = time.perf_counter(), 1
         session: dict[str, Any] = {"start": now(), "end": None, "device": self.trainer.backend.name, "exit_code": None}
+        if self._inexact:
+            session["inexact"] = self._inexact
         sessions = [*read_facts(self.path).get("sessions", []), session]
-        self._write_facts(sessions)
-        try:
-            with log_file(self.path / "log.txt"), stopping_at_signals(self.trainer) as received:
-                with Recorder(self.path, self.trainer) as recorder:
-                    self.trainer.fit(epochs, hooks=[recorder, *hooks])
-                    recorder.save()
-                code = received[0] if received else 0
-                outcome = self.outcome(time.perf_counter() - start, evaluate=not code)
-        except (GPError, MemoryError) as error:
-            code = error.exit_code if isinstance(error, GPError) else OUT_OF_MEMORY
-            raise
-        finally:
-            session |= {"end": now(), "exit_code": code}
-            self._write_facts(sessions)
-            self._lock.close()
+        with stopping_at_signals(self.trainer.stop, grace) as stop:
+            try:
+                self._write_facts(sessions)
+                with log_file(self.path / "log.txt"):
+                    self._fit(epochs, hooks)
+                    code = stop.code or 0
+                    outcome = self.outcome(time.perf_counter() - start, evaluate=not code)
+            except (GPError, MemoryError) as error:
+                code = error.exit_code if isinstance(error, GPError) else OUT_OF_MEMORY
+                raise
+            finally:
+                session |= {"end": now(), "exit_code": code}
+                self._write_facts(sessions)
+                self._lock.close()
         return code, outcome
+
+    def _fit(self, epochs: int | None, hooks: Sequence[Hook]) -> None:
+        """Train, and go back to the last checkpoint where that is what a number that is not finite calls for."""
+        trainer, train = self.trainer, self.trainer.train
+        if self._lock.stale:
+            log.info("%s: taken over from %s, which is gone", self.path, self._lock.stale)
+        if self._inexact:
+            log.warning("the bits may differ from here on:\n  %s", "\n  ".join(self._inexact))
+        while True:
+            try:
+                with Recorder(self.path, trainer) as recorder:
+                    if train.on_nan == "rollback" and recorder.saved is None:
+                        recorder.save()  # the start is a state to go back to
+                    trainer.fit(epochs, hooks=[_Holding(self._lock), recorder, *hooks])
+                    recorder.save()
+                return
+            except NumericalError as error:
+                if train.on_nan == "stop" or trainer.rollbacks >= train.rollbacks:
+                    raise
+                self._roll_back(error)
+
+    def _roll_back(self, error: NumericalError) -> None:
+        found = checkpoint.latest(self.path / "checkpoints", warn=log.warning)
+        if found is None:
+            raise error
+        self.trainer.roll_back(arrays_of(self.trainer, found))
+        self._cut_metrics()
+        log.warning(
+            "%s. Rolled back: on from step %d (epoch %d) with half the learning rate, rollback %d of at most %d",
+            error, self.trainer.step, self.trainer.epoch + 1, self.trainer.rollbacks, self.trainer.train.rollbacks,
+        )  # fmt: skip
 
     def member(self, k: int, path: Path) -> "Run":
         """Member `k` of the population as a run of its own in the new directory `path`, as if trained alone.
@@ -182,6 +255,7 @@ class Run:
             "device": trainer.backend.name,
             "device_description": trainer.backend.description,
             "precision": trainer.train.precision,
+            "numerics": numerics(trainer.backend),
             "seeds": list(trainer.seeds),
             "parameters": trainer.network.parameter_count,
             "data": trainer.data.name,
@@ -225,26 +299,34 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The whole lines of a metrics.jsonl; nothing where there is no such file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The rows of a metrics.jsonl up to the first line that is torn; nothing where there is no such file."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            break
+        rows.append(row)
     return rows
 
 
 def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     """Put the trainer where the checkpoint was written. Raises CheckpointError where they do not fit each other."""
+    trainer.restore(arrays_of(trainer, found))
+
+
+def arrays_of(trainer: Trainer, found: checkpoint.Checkpoint) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint for the trainer. Raises CheckpointError where they do not fit each other."""
     expected: dict[str, Any] = {
         path: ((None,), np.uint8) if isinstance(item, bytes) else (item.shape, item.dtype)
-        for path, item in trainer.content().items()
+        for path, item in trainer.content(check=False).items()
     }
     arrays = found.arrays("", expected)
     if tuple(arrays["progress/seeds"].tolist()) != trainer.seeds:
         raise CheckpointError(f"{found.path}: was trained with seeds {arrays['progress/seeds'].tolist()}")
-    trainer.restore(arrays)
+    return arrays
 
 
 def fresh_directory(name: str, root: Path = Path("runs")) -> Path:
@@ -256,31 +338,14 @@ def fresh_directory(name: str, root: Path = Path("runs")) -> Path:
     return path
 
 
-@contextmanager
-def stopping_at_signals(trainer: Trainer):
-    """Ctrl-C and SIGTERM stop the trainer at the next step boundary; a second one ends the program at once.
+class _Holding(Hook):
+    """Stops a run whose directory is another process's by now, before it writes there again."""
 
-    Yields a list that holds the exit code once a signal came.
-    """
-    received: list[int] = []
+    def __init__(self, lock: Lock):
+        self.lock = lock
 
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        received.append(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
-        trainer.stop_requested = True
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller's signals are the caller's
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def on_step(self, trainer: Trainer) -> None:
+        self.lock.check()
 
 
 class LogFile(logging.FileHandler):

@@ -77,7 +77,7 @@ class Train:
         if isinstance(self.checkpoint_every, int):
             return self.checkpoint_every, "epoch"
         number, unit = self.checkpoint_every.split()
-        return float(number), unit.removesuffix("s")
+        return float(number) if unit.startswith("minute") else int(number), unit.removesuffix("s")
 
     def row_shape(self, preparation: Preparation) -> tuple[int, ...]:
         """What a network sees of a row at once. Raises ConfigError where `bptt` does not fit the data."""

@@ -292,7 +292,7 @@ def test_more_seeds_later_train_only_those_that_are_missing(untouched, tmp_path)
 def test_processes_stop_at_a_signal_go_on_and_end_with_the_same_bits(untouched, tmp_path):
     slow = [*TWO, "--set", "train.epochs=20000", "--set", "train.checkpoint_every=100000", "--jobs", "2"]
     process = start(*slow, "--out", tmp_path, "--device", "cpu")
-    waiting = [tmp_path / name / "population" / "log.txt" for name in (LOW, HIGH)]
+    waiting = [tmp_path / name / "population" / "run.json" for name in (LOW, HIGH)]
     while not all(path.exists() for path in waiting) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -425,7 +425,7 @@ def test_the_slurm_example_trains_its_share_and_goes_back_to_the_queue_when_time
     bash = ["bash", str(tmp_path / "array.sh")]
 
     element = subprocess.Popen(bash, cwd=tmp_path, env=environment | {"EPOCHS": "100000"}, stderr=subprocess.PIPE)
-    while not [*tmp_path.glob("runs/*/*/population/log.txt")] and element.poll() is None:
+    while not [*tmp_path.glob("runs/*/*/population/run.json")] and element.poll() is None:
         time.sleep(0.01)
     element.send_signal(signal.SIGUSR1)
     assert b"goes on from there" in element.communicate(timeout=60)[1]

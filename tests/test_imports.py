@@ -24,7 +24,7 @@ HOUSE = [
     {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
-    {"recorder"},  # 5
+    {"recorder", "stopping", "numerics"},  # 5
     {"run", "tracing"},
     {"model"},
     {"cli"},

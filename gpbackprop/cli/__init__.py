@@ -9,14 +9,17 @@ import os
 import signal
 import sys
 
-INTERNAL, USAGE, MEMORY, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 130, 141
+INTERNAL, USAGE, MEMORY, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 75, 130, 141
 COMPLETE = "_GPBACKPROP_COMPLETE"
 """The variable by which the script of `gpbackprop completion` asks for words."""
 
 
 def main() -> None:
     """Run the command of `sys.argv` and exit with its code. Nothing heavy is imported before it is needed."""
-    signal.signal(signal.SIGINT, _leave)
+    names = ("SIGINT", "SIGTERM", "SIGUSR1") if sys.argv[1:2] in (["train"], ["resume"]) else ("SIGINT",)
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    for number in signals:
+        signal.signal(number, _leave)
     code = _run()
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before this program began
@@ -24,14 +27,18 @@ def main() -> None:
     except OSError:
         code = code or BROKEN_PIPE
         _point_to_nowhere()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: a late Ctrl-C changes nothing
+    for number in signals:  # the work is done: a late Ctrl-C changes nothing
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _leave(number, frame) -> None:
-    """Ctrl-C while nothing is worth saving, above all while packages are imported, some of which swallow exceptions."""
+    """A signal while nothing is worth saving, above all while packages are imported, some of which swallow exceptions.
+
+    A batch system that ends the program this early is told the same as later: nothing is lost, start again.
+    """
     os.write(2, b"\ninterrupted\n")
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
 
 
 def _run() -> int:

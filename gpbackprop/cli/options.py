@@ -13,3 +13,10 @@ settings = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE",
     help="Change a key of the config, by its dotted path; may be given again. A path of a file starts here.",
 )  # fmt: skip
+grace = click.option(
+    "--grace", type=float, metavar="SECONDS",
+    help="After SIGTERM, SIGUSR1 or Ctrl-C: end at once, saved or not, when so many seconds have passed.",
+)  # fmt: skip
+allow_inexact = click.option(
+    "--allow-inexact", is_flag=True, help="Go on although device, libraries or threads are others than before."
+)

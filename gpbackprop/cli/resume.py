@@ -13,9 +13,11 @@ from gpbackprop.cli import options, screen
 @click.option(
     "--device", metavar="D", help="auto, cpu, cuda or cuda:N; by default the device of before, for the same bits."
 )
+@options.allow_inexact
+@options.grace
 @options.as_json
 @screen.verbosity_options
-def command(run_dir, epochs, device, as_json):
+def command(run_dir, epochs, device, allow_inexact, grace, as_json):
     """Go on with the run in RUN_DIR, from its newest checkpoint, to the same bits as if it had never been stopped."""
     screen.listen(screen.verbosity)
     from gpbackprop.cli import training
@@ -25,4 +27,5 @@ def command(run_dir, epochs, device, as_json):
     stored_config(run_dir)
     if epochs is not None and epochs < 1:
         raise UsageError(f"--epochs {epochs}: expected 1 or more")
-    return training.run(Run.open(run_dir, training.device_of(run_dir, device), epochs), as_json)
+    run = Run.open(run_dir, training.device_of(run_dir, device), epochs, allow_inexact)
+    return training.run(run, as_json, grace)

@@ -14,7 +14,8 @@ Examples:
   gpbackprop train digits.toml --population 8                eight networks with seeds of their own, as one
   gpbackprop train iris.toml --folds 5                       a network for each fold of a cross-validation, as one
 
-Ctrl-C stops at the next step, saves, and says how to go on.
+Ctrl-C stops at the next step, saves, and says how to go on; so do SIGTERM and SIGUSR1, with exit code 75. A second
+signal ends the program at once.
 """
 
 
@@ -32,9 +33,11 @@ Ctrl-C stops at the next step, saves, and says how to go on.
     "--run-dir", type=click.Path(path_type=Path), help="Where the run lies; runs/NAME, or runs/NAME-2, ... by default."
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir, if there is one.")
+@options.allow_inexact
+@options.grace
 @options.as_json
 @screen.verbosity_options
-def command(config, device, epochs, seed, population, folds, settings, run_dir, resume, as_json):
+def command(config, device, epochs, seed, population, folds, settings, run_dir, resume, allow_inexact, grace, as_json):
     """Train a network as CONFIG says, and leave all of it in a run directory."""
     if resume and run_dir is None:
         raise click.UsageError("--resume needs --run-dir DIR: the run to continue")
@@ -52,11 +55,12 @@ def command(config, device, epochs, seed, population, folds, settings, run_dir, 
     path = run_dir or fresh_directory(wanted.name)
     if not (resume and is_run(path)):
         with placed(given, str(config), settings):
-            return training.run(Run.start(path, wanted, given, choose(device or "auto")), as_json)
+            return training.run(Run.start(path, wanted, given, choose(device or "auto")), as_json, grace)
     changed = [line for line in differences(wanted, stored_config(path)) if not line.startswith("train.epochs:")]
     if changed:
         raise ConfigError(
             f"{config} is not the config of the run in {path}, which differs in\n" + "\n".join(changed)
             + "\nchange them back, or train in another directory"
         )  # fmt: skip
-    return training.run(Run.open(path, training.device_of(path, device), wanted.train.epochs), as_json)
+    run = Run.open(path, training.device_of(path, device), wanted.train.epochs, allow_inexact)
+    return training.run(run, as_json, grace)

@@ -20,12 +20,12 @@ def device_of(path: Path, device: str | None) -> Backend:
         return choose(before)
     except DeviceError as error:
         raise DeviceError(
-            f"the run was on {before}. {error}. --device cpu goes on there, with other rounding"
+            f"the run was on {before}. {error}. --device cpu --allow-inexact goes on there, with other rounding"
         ) from None
 
 
-def run(run: Run, as_json: bool) -> int:
-    """Train `run`, report, and return the exit code."""
+def run(run: Run, as_json: bool, grace: float | None = None) -> int:
+    """Train `run`, report, and return the exit code; see `Run.train` for `grace`."""
     trainer, path = run.trainer, shlex.quote(str(run.path))
     log.debug("%s: %s", run.path, _facts(run))
     if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted:
@@ -34,7 +34,7 @@ def run(run: Run, as_json: bool) -> int:
         log.info("%s: going on after step %d, in epoch %d", run.path, trainer.step, trainer.epoch + 1)
     watch = progress.hook(trainer)
     try:
-        code, outcome = run.train(hooks=[watch])
+        code, outcome = run.train(hooks=[watch], grace=grace)
     finally:
         watch.close()
     if trainer.data.preparation.folds and "validation" in outcome:
