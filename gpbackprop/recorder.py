@@ -27,6 +27,7 @@ class Recorder(Hook):
         self.directory, self.metrics = path / "checkpoints", path / "metrics.jsonl"
         saved = trainer.step if any(self.directory.glob("step-*.h5")) else None
         self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved)
+        self._interval = trainer.train.saving
         self._seen, self._time = trainer.step, time.monotonic()
         self._size = self.metrics.stat().st_size if self.metrics.is_file() else 0
         self._lines: list[str] = []
@@ -75,13 +76,13 @@ class Recorder(Hook):
 
     def _is_due(self) -> bool:
         """Whether `checkpoint_every` asks for a save, of what happened since this was asked the last time."""
-        trainer, (every, unit) = self.trainer, self.trainer.train.saving
-        before, self._seen = self._seen, trainer.step
+        trainer, (every, unit) = self.trainer, self._interval
+        if unit == "epoch":
+            return not trainer.batch_in_epoch and trainer.epoch % every == 0
         if unit == "minute":
             return time.monotonic() - self._time >= 60 * every
-        if unit == "step":
-            return trainer.step // every > before // every
-        return not trainer.batch_in_epoch and trainer.epoch % every == 0
+        before, self._seen = self._seen, trainer.step
+        return trainer.step // every > before // every
 
     def _begin(self) -> None:
         self._heed(self.saver.wait)
