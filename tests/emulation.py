@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from gpbackprop.backend.source import Kernel
-from gpbackprop.backend.views import address
 
 COMPILER = shutil.which("g++")
 HEADER = Path(__file__).with_name("emulation.h")
@@ -33,7 +32,7 @@ class Library:
             self.library = ctypes.CDLL(str(built))
 
     def run(self, kernel: Kernel) -> None:
-        places = (ctypes.c_void_p * len(kernel.arrays))(*map(address, kernel.arrays))
+        places = (ctypes.c_void_p * len(kernel.addresses))(*kernel.addresses)
         getattr(self.library, f"run_{kernel.name}")(places, kernel.grid, kernel.block)
 
 

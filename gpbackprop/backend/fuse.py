@@ -24,6 +24,7 @@ from gpbackprop.backend.views import Shape, View, address, common, levels, piece
 
 MOST = 4096  # elements of a row that are worked on together with others
 LONG = 64  # statements of a group: more would not find registers
+GATES = 4  # blocks of a larger space that a smaller one may be worked on with
 BACK = 12  # items that a call may move before
 
 Empty = Callable[[Shape, Any], Any]
@@ -43,10 +44,23 @@ def fuse(calls: Sequence[Call], empty: Empty) -> list[Kernel | Call]:
         for part in [None] if found is None else split(found, empty):
             if part is None or not Group().admit(part):
                 items.append(Fixed(call))
-            elif not any(earlier.admit(part) for earlier in _earlier(items, part)) and not _later(items, part):
-                items.append(group := Group())
-                group.admit(part)
-    return [write(item) if isinstance(item, Group) else item.call for item in items]
+            elif not any(group.admit(part) for group in _earlier(items, part)) and not _later(items, part):
+                items.append(Group([part]))
+    return [write(item) if isinstance(item, Group) else item.call for item in _joined(items)]
+
+
+def _joined(items: Sequence[Any]) -> list[Any]:
+    """Neighbours that have come to work over one space become one group."""
+    found: list[Any] = []
+    for item in items:
+        last = found[-1] if found else None
+        if isinstance(item, Group) and isinstance(last, Group):
+            both = Group([member for member, _ in (*last.members, *item.members)])
+            if both.whole:
+                found[-1] = both
+                continue
+        found.append(item)
+    return found
 
 
 def _earlier(items: Sequence[Any], part: Statement):
@@ -106,11 +120,12 @@ class Group:
     `members` holds each with whether it stands for every element of a row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Sequence[Statement] = ()) -> None:
         self.shape: Shape = ()
         self.inner: tuple[bool, ...] = ()
         self.members: list[tuple[Statement, bool]] = []
         self.accesses: list[Access] = []
+        self.whole = all(self._take(part) for part in parts)
 
     @property
     def touched(self) -> list[tuple[View, bool]]:
@@ -122,7 +137,29 @@ class Group:
         return _meet(self.touched, touched)
 
     def admit(self, part: Statement) -> bool:
-        """Take a statement in where it fits; says whether it did."""
+        """Take a statement in where it fits; says whether it did.
+
+        Where there are few blocks (the gates of a cell) in a space that is else the same, they become statements each.
+        """
+        return self._take(part) or any(map(self._become, self._in_blocks(part)))
+
+    def _become(self, parts: Sequence[Statement]) -> bool:
+        other = Group(parts)
+        if other.whole:
+            vars(self).update(vars(other))
+        return other.whole
+
+    def _in_blocks(self, part: Statement):
+        """All statements, so that those of the larger space are in blocks of the smaller one."""
+        if any(self.inner) or part.join or not (self.members and self.bars(touches(part))):
+            return
+        members = [member for member, _ in self.members]
+        for shape, axis in _blocks(part.shape, self.shape):
+            yield [*members, *part.laid(shape).blocks(axis)]
+        for shape, axis in _blocks(self.shape, part.shape):
+            yield [*(block for member in members for block in member.laid(self.shape).laid(shape).blocks(axis)), part]
+
+    def _take(self, part: Statement) -> bool:
         if len(self.members) == LONG or (not part.join and 0 in part.out.strides):
             return False
         for shape, inner, all_full, full in self._places(part):
@@ -173,6 +210,18 @@ class Group:
             yield (*finer, *part.shape[lead:]), (*(False,) * len(finer), *(True,) * len(part.shape[lead:])), False, True
 
 
+def _blocks(large: Shape, small: Shape):
+    """The ways to see the larger space as few blocks of the smaller: a finer shape, and the axis that counts them."""
+    n = math.prod(large) // math.prod(small)
+    if not 2 <= n <= GATES:
+        return
+    for a, m in enumerate(large):
+        for pair in ((n, m // n), (m // n, n)) if m > n else ((n,),):
+            shape, axis = (*large[:a], *pair, *large[a + 1 :]), a + pair.index(n)
+            if m % n == 0 and common((*shape[:axis], *shape[axis + 1 :]), small) is not None:
+                yield shape, axis
+
+
 def _width(part: Statement) -> int:
     return math.prod(n for n, flag in zip(part.shape, part.inner, strict=True) if flag)
 
@@ -217,7 +266,7 @@ def split(part: Statement, empty: Empty) -> list[Statement]:
     strides = iter(sums.strides)
     over = tuple(0 if flag else next(strides) for flag in inner)
     out = View(sums, address(sums), np.dtype(part.dtype), shape, over)
-    reads = tuple(replace(read, shape=shape, strides=read.over(shape)) for read in part.reads if isinstance(read, View))
+    reads = tuple(read.laid(shape) for read in part.reads)
     first = replace(part, shape=shape, inner=inner, reads=reads, out=out, tail="{0}")
     at = sum(not flag for flag in inner[:axis])
     end = View(

@@ -1,7 +1,6 @@
 """The calls of a tape as launches on a CUDA device."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from gpbackprop.backend import replay
@@ -28,10 +27,17 @@ def launchers(calls: Sequence[Call], cupy: Any) -> list[Callable[[], Any]]:
     steps: list[Callable[[], Any]] = []
     for item in items:
         if isinstance(item, Kernel):
-            steps.append(partial(_compiled[item.source], (item.grid,), (item.block,), item.arrays))
+            steps.append(_launch(_compiled[item.source], item))
         else:
             steps += replay.as_it_is(item)
     return steps
+
+
+def _launch(function: Any, kernel: Kernel) -> Callable[[], Any]:
+    def launch() -> None:
+        function((kernel.grid,), (kernel.block,), kernel.addresses)
+
+    return launch
 
 
 def _compile(kernels: Sequence[Kernel], cupy: Any) -> None:

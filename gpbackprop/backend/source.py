@@ -37,10 +37,14 @@ template <typename T> __device__ inline bool gpb_first(T a, long long i, T b, lo
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """`source` defines the function `name`, which takes the addresses of `arrays`, on `grid` blocks of `block`."""
+    """`source` defines the function `name`, which runs on `grid` blocks of `block` threads and takes `addresses`.
+
+    They point to elements of `types` in `arrays`, which somebody has to keep. `calls` are those that it stands for.
+    """
 
     name: str
     source: str
+    addresses: tuple[int, ...]
     arrays: tuple[Any, ...]
     types: tuple[str, ...]
     grid: int
@@ -147,7 +151,8 @@ class Writer:
         places = [place for _, place in self.pointers.values()]
         types = tuple(TYPES[place.dtype.name] for place in places)
         calls = tuple({id(part.call): part.call for part, _ in self.members}.values())
-        return Kernel(name, source, tuple(place.array for place in places), types, self.grid, self.block, calls)
+        addresses, arrays = tuple(place.address for place in places), tuple(place.array for place in places)
+        return Kernel(name, source, addresses, arrays, types, self.grid, self.block, calls)
 
     def _places(self) -> list[str]:
         """The lines that say which row and which element of it a thread is at."""

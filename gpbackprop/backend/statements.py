@@ -6,7 +6,7 @@ they have beside arrays, and the result is cast to that of `out`.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,14 @@ class Row:
     step: int
     whole: View
 
+    def laid(self, shape: Shape) -> "Row":
+        """The same over a finer shape."""
+        return replace(self, table=self.table.laid(shape), index=self.index.laid(shape))
+
+    def at(self, axis: int, i: int) -> "Row":
+        """Those with index i along an axis."""
+        return replace(self, table=self.table.at(axis, i), index=self.index.at(axis, i))
+
 
 @dataclass(frozen=True, eq=False)
 class Statement:
@@ -51,6 +59,20 @@ class Statement:
     @property
     def name(self) -> str:
         return self.call.name
+
+    def laid(self, shape: Shape) -> "Statement":
+        """The same over a finer shape; for statements that join nothing."""
+        reads = tuple(read.laid(shape) for read in self.reads)
+        return replace(self, shape=shape, inner=(False,) * len(shape), reads=reads, out=self.out.laid(shape))
+
+    def blocks(self, axis: int) -> list["Statement"]:
+        """The same for each index along an axis, which is not one that is joined over."""
+        return [self._block(axis, i) for i in range(self.shape[axis])]
+
+    def _block(self, axis: int, i: int) -> "Statement":
+        shape, inner = (*self.shape[:axis], *self.shape[axis + 1 :]), (*self.inner[:axis], *self.inner[axis + 1 :])
+        reads = tuple(read.at(axis, i) for read in self.reads)
+        return replace(self, shape=shape, inner=inner, reads=reads, out=self.out.at(axis, i))
 
 
 def statement(call: Call) -> Statement | None:

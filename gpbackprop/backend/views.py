@@ -53,6 +53,16 @@ class View:
         except np.exceptions.TooHardError:
             return True
 
+    def at(self, axis: int, i: int) -> "View":
+        """The elements with index i along an axis."""
+        start = self.address + i * self.strides[axis]
+        rest = [(*x[:axis], *x[axis + 1 :]) for x in (self.shape, self.strides)]
+        return View(self.array, start, self.dtype, *rest)
+
+    def laid(self, shape: Shape) -> "View":
+        """The same elements over a finer shape."""
+        return View(self.array, self.address, self.dtype, shape, self.over(shape))
+
     def over(self, shape: Shape) -> Shape:
         """The strides over a finer shape."""
         strides: list[int] = []
