@@ -23,7 +23,7 @@ class Backend:
 
     name = "cpu"
     description = "NumPy on the CPU"
-    block = 2**18  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
+    block = 2**19  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
     unroll = 1  # training steps that are started together: one Python call for each costs nothing that counts
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
 
@@ -59,6 +59,10 @@ class Backend:
     def stage(self, host: np.ndarray, out: Array) -> None:
         """out[...] = host."""
         out[...] = host
+
+    def strided(self, a: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+        """A view of the memory of `a`, to read from; `strides` are in bytes, and views of windows overlap."""
+        return self.module.lib.stride_tricks.as_strided(a, shape, strides)
 
     @verb
     def gemm(self, a: Array, b: Array, out: Array) -> None:

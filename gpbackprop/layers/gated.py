@@ -25,7 +25,7 @@ class LSTM(Recurrent):
         xp, gemm, h, H, B = plan.xp, plan.backend.gemm, walk.h, walk.units, plan.batch
         _, c = walk.states()
         blocks, z = walk.blocks(5), [walk.by_gate(z) for z in walk.z]
-        gates, sigmoids = [a[:, :4] for a in blocks], [a[:, :3] for a in blocks]
+        sigmoids = [a[:, :3] for a in blocks]
         i, f, o, g, tanh_c = ([a[:, n] for a in blocks] for n in range(5))
         product, t, last = plan.scratch((B, 4 * H)), plan.scratch((B, H)), walk.steps - 1
         recurrent, carry = walk.by_gate(product), plan.carry("c", (B, H))
@@ -34,9 +34,9 @@ class LSTM(Recurrent):
             if s == 0:
                 xp.copyto(c[0], 0 if carry is None else carry)
             gemm(h[s], U.value, product)
-            xp.add(z[s], recurrent, out=gates[s])
-            sigmoid(xp, sigmoids[s], sigmoids[s])
-            xp.tanh(g[s], out=g[s])
+            xp.add(walk.z[s], product, out=product)
+            sigmoid(xp, recurrent[:, :3], sigmoids[s])
+            xp.tanh(recurrent[:, 3], out=g[s])
             if walk.past:  # beyond the end of a row c stays as it is
                 xp.multiply(i[s], walk.valid[s], out=i[s])
                 xp.maximum(f[s], walk.gone[s], out=f[s])
@@ -50,8 +50,8 @@ class LSTM(Recurrent):
 
         if not plan.training:
             return forward, None
-        dh, dc, slope, d = walk.dh, plan.scratch((B, H)), plan.scratch((3, B, H)), plan.scratch((4, B, H))
-        di, df, do, dg = (d[:, n] for n in range(4))
+        dh, dc, slope, d = walk.dh, plan.scratch((B, H)), plan.scratch((3, B, H)), plan.scratch((3, B, H))
+        di, df, do = (d[:, n] for n in range(3))
 
         def backward(s):
             xp.multiply(dh, tanh_c[s], out=do)
@@ -67,13 +67,12 @@ class LSTM(Recurrent):
             xp.multiply(dc, c[s], out=df)
             xp.subtract(1, sigmoids[s], out=slope)
             xp.multiply(slope, sigmoids[s], out=slope)
-            xp.multiply(d[:, :3], slope, out=d[:, :3])
+            xp.multiply(d, slope, out=z[s][:, :3])
             xp.multiply(g[s], g[s], out=t)
             xp.subtract(1, t, out=t)
             xp.multiply(t, i[s], out=t)
-            xp.multiply(t, dc, out=dg)
+            xp.multiply(t, dc, out=z[s][:, 3])
             xp.multiply(dc, f[s], out=dc)
-            xp.copyto(z[s], d)
 
         return forward, backward
 

@@ -77,14 +77,20 @@ class MaxPool2d(Pool):
         if x.grad is None:
             return
         routes = [(y.value[o], x.value[i], x.grad[i], t[o], left[o]) for o, i in places]
+        # Where windows are tiles each place of x lies in one of them, and its gradient is written, not added up.
+        tiles = all(axis.kernel == axis.stride and axis.out * axis.stride == axis.size for axis in windows)
 
         def backward():
             xp.copyto(left, y.grad)
-            xp.copyto(x.grad, 0)
+            if not tiles:
+                xp.copyto(x.grad, 0)
             for out, seen, dx, share, rest in routes:
                 xp.equal(seen, out, out=share)
                 xp.multiply(share, rest, out=share)
-                xp.add(dx, share, out=dx)
+                if tiles:
+                    xp.copyto(dx, share)
+                else:
+                    xp.add(dx, share, out=dx)
                 xp.subtract(rest, share, out=rest)
 
         plan.step(None, backward)

@@ -166,68 +166,105 @@ class Columns:
         are added in a fixed order.
         """
         frame = self._frame()
-        return [self._write(x, y, weights, frame, block) for block in self.blocks]
+        # Few channels: one product for all taps. Many: one for each tap, so that what is added lies in one piece.
+        term = self.plan.scratch((self.matrix.shape[1], self.share)) if self.share >= 16 else None
+        return [self._write(x, y, weights, frame, term, block) for block in self.blocks]
+
+    @property
+    def _padded(self) -> bool:
+        return self.height.padded > self.height.size or self.width.padded > self.width.size
 
     def _frame(self) -> Array:
-        """A block of images with padding around them."""
-        return self.plan.scratch((self.n, self.height.padded, self.width.padded, self.channels))
+        """A block of images with padding around them, or None where there is none."""
+        size = self.n, self.height.padded, self.width.padded, self.channels
+        return self.plan.scratch(size) if self._padded else None
+
+    def _in(self, frame: Array, images: Array, block: Block) -> tuple[Array, Array, Array]:
+        """The padded images of a block; their middle, or None where that is all; and the images themselves."""
+        part = images[:, block.rows]
+        if frame is None:
+            return part, None, part
+        padded = frame[:, : block.count]
+        return padded, padded[:, :, self.height.middle, self.width.middle], part
 
     def _read(self, x: Array, frame: Array, block: Block) -> list[Closure]:
-        part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
+        padded, middle, part = self._in(frame, x, block)
         copy = self.plan.xp.copyto
-        clear = frame.shape[2:4] != x.shape[2:4] and block.rows.start == 0  # the padding stays zero from block to block
+        clear = frame is not None and block.rows.start == 0  # the padding stays zero from block to block
 
         def read(group: int) -> Closure:
-            copies = self._copies(frame, block, group)
+            columns, seen = self._places(block, group), self._seen(padded, group)
 
             def call() -> None:
-                if group == 0:
-                    if clear:
-                        copy(frame, 0)
+                if group == 0 and clear:
+                    copy(frame, 0)
+                if group == 0 and frame is not None:
                     copy(middle, part)
-                for columns, image in copies:
-                    copy(columns, image)
+                copy(columns, seen)
 
             return call
 
         return [read(group) for group in range(self.groups)]
 
-    def _write(self, x: Array, y: Array, weights: list[Array], frame: Array, block: Block) -> list[Closure]:
-        gemm, add, copy = self.plan.backend.gemm, self.plan.xp.add, self.plan.xp.copyto
-        part, middle = x[:, block.rows], frame[:, : block.count, self.height.middle, self.width.middle]
-        units = y.shape[-1] // self.groups
+    def _write(
+        self, x: Array, y: Array, weights: list[Array], frame: Array, term: Array, block: Block
+    ) -> list[Closure]:
+        copy, units = self.plan.xp.copyto, y.shape[-1] // self.groups
+        padded, middle, part = self._in(frame, x, block)
 
         def write(group: int) -> Closure:
-            copies = self._copies(frame, block, group)
-            left, right = y[:, block.windows, group * units : (group + 1) * units], weights[group].swapaxes(-1, -2)
-            out = self.of(block)
-            if self.transposed:  # gemm transposes what it reads, not what it writes
-                left, right, out = right.swapaxes(-1, -2), left.swapaxes(-1, -2), out.swapaxes(-1, -2)
+            part_of_y, W = y[:, block.windows, group * units : (group + 1) * units], weights[group].swapaxes(-1, -2)
+            add = self._add_up(padded, part_of_y, W, term, block, group)
 
             def call() -> None:
                 if group == 0:
-                    copy(frame, 0)
-                gemm(left, right, out)
-                for columns, image in copies:
-                    add(image, columns, out=image)
-                if group == self.groups - 1:
+                    copy(padded, 0)
+                add()
+                if group == self.groups - 1 and frame is not None:
                     copy(part, middle)
 
             return call
 
         return [write(group) for group in range(self.groups)]
 
-    def _copies(self, frame: Array, block: Block, group: int) -> list[tuple[Array, Array]]:
-        """Pairs (of the columns, of the frame) of one shape that together are all columns of a block."""
-        height, width, k = self.height, self.width, frame.shape[0]
-        taps, windows = (height.kernel, width.kernel, self.share), (self.n, height.out, width.out)
-        image = frame[:, : block.count, :, :, group * self.share : (group + 1) * self.share]
-        if self.transposed:
-            columns = self.matrix.reshape(k, *taps, *windows).transpose(0, 4, 5, 6, 1, 2, 3)
+    def _add_up(self, padded: Array, y: Array, W: Array, term: Array, block: Block, group: int) -> Closure:
+        """The call that adds y W to what the windows see; `y` (K, windows, units), `W` (K, units, taps)."""
+        gemm, add, height, width = self.plan.backend.gemm, self.plan.xp.add, self.height, self.width
+        image = padded[..., group * self.share : (group + 1) * self.share]
+        taps = [(i, j) for i in range(height.kernel) for j in range(width.kernel)]
+        images = [image[:, :, height.tap(i), width.tap(j)] for i, j in taps]
+        if term is None:
+            columns, out = self._places(block, group), self.of(block)
+            terms = [columns[:, :, :, :, i, j] for i, j in taps]
+            products = [(y, W, out)]
+            if self.transposed:  # gemm transposes what it reads, not what it writes
+                products = [(W.swapaxes(-1, -2), y.swapaxes(-1, -2), out.swapaxes(-1, -2))]
         else:
-            columns = self.matrix.reshape(k, *windows, *taps)
-        return [
-            (columns[:, : block.count, :, :, i, j], image[:, :, height.tap(i), width.tap(j)])
-            for i in range(height.kernel)
-            for j in range(width.kernel)
-        ]
+            part = term[:, : y.shape[1]]
+            products = [(y, W[:, :, n * self.share : (n + 1) * self.share], part) for n in range(len(taps))]
+            terms = [part.reshape(images[0].shape)] * len(taps)
+
+        def call() -> None:
+            for n, (target, part) in enumerate(zip(images, terms, strict=True)):
+                if n < len(products):
+                    gemm(*products[n])
+                add(target, part, out=target)
+
+        return call
+
+    def _places(self, block: Block, group: int) -> Array:
+        """The columns of a block by window and place: (K, block, o_y, o_x, i, j, c)."""
+        height, width, k = self.height, self.width, self.matrix.shape[0]
+        taps, windows = (height.kernel, width.kernel, self.share), (self.n, height.out, width.out)
+        if self.transposed:
+            return self.matrix.reshape(k, *taps, *windows).transpose(0, 4, 5, 6, 1, 2, 3)[:, : block.count]
+        return self.matrix.reshape(k, *windows, *taps)[:, : block.count]
+
+    def _seen(self, padded: Array, group: int) -> Array:
+        """What each window sees, (K, block, o_y, o_x, i, j, c), as a view of the padded images."""
+        height, width = self.height, self.width
+        image = padded[..., group * self.share : (group + 1) * self.share]
+        k, b, y, x, c = image.strides
+        shape = (*image.shape[:2], height.out, width.out, height.kernel, width.kernel, self.share)
+        strides = (k, b, y * height.stride, x * width.stride, y * height.dilation, x * width.dilation, c)
+        return self.plan.backend.strided(image, shape, strides)
