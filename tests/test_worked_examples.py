@@ -361,7 +361,7 @@ def test_sigmoid_and_cross_entropy_give_p_minus_t():
 
 def test_the_convolution_of_the_textbook():
     t = trainer(config("worked/convolution.toml"))
-    plan, slots = first_pass(t)
+    _, slots = first_pass(t)
     printed(slots["0-conv2d"].value, "37.5 47.5 67.5 77.5")
     printed(slots["0-conv2d"].grad, "7.5 7.5 7.5 -2.5")
     printed(weights(t, "g")["0-conv2d/W"], "40 60 100 120")
