@@ -34,7 +34,7 @@ class Steps:
         its update.
         """
         size = self.pass_.size(step_in_epoch)
-        if self._alike(step, step_in_epoch, most):
+        if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most):
             self.together[size]()
             return self.backend.unroll
         begins = self.pass_.carried is not None and step_in_epoch % self.pass_.split.windows == 0
@@ -50,7 +50,7 @@ class Steps:
         backend, n = self.backend, self.backend.unroll
         until_probe = -step % backend.probe_every
         plain = self.pass_.carried is None and self.update.every == 1 and self.update.fixed
-        if not plain or n > min(most, until_probe, self.pass_.full - step_in_epoch) or n == 1:
+        if not plain or n > min(most, until_probe, self.pass_.full - step_in_epoch):
             return False
         size = self.pass_.size(step_in_epoch)
         if size not in self.together:

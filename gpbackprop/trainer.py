@@ -177,6 +177,8 @@ class Trainer:
             if len(factors) > 1:
                 each = self.backend.array(np.array(factors, self.network.dtype)[:, None])
             self.backend.xp.multiply(self.update.lr, each, out=self.update.rate)
+        if self.backend.unroll == 1:
+            return 1
         later = range(self.step + 1, self.step + self.backend.unroll)
         return 1 + sum(1 for _ in takewhile(lambda step: self._factors_of(step) == factors, later))
 
