@@ -157,6 +157,7 @@ class Network:
     `seeds` has one entry a member; initial parameters are a function of (seed, parameter path), drawn on the host.
     `lengths` says that rows are sequences which may end early. `symbols` is None or, where the model looks its input up
     in a table, the number of rows of that table: its inputs are whole numbers below that.
+    Without `allocate` only the layouts are known, and w, g and state are None until `allocate()`.
     Raises ShapeError, naming the layer, when the layers do not fit each other.
     """
 
@@ -172,19 +173,25 @@ class Network:
         seeds: Sequence[int] = (0,),
         dtype: Any = np.float32,
         lengths: bool = False,
+        allocate: bool = True,
     ):
         self.model, self.row_shape, self.backend = model, tuple(row_shape), backend or Backend()
         self.lengths = lengths
         self.symbols: int | None = None
         self.seeds, self.dtype, self.K = tuple(seeds), np.dtype(dtype), len(seeds)
-        xp = self.backend.xp
         self.params, self.states = Flat(), Flat()
         self.w = self.g = self.state = None
         self.output_shape = Plan(self, batch=1, measure=True).y.shape[1:]
+        if allocate:
+            self.allocate()
+            self.reset()
+
+    def allocate(self) -> None:
+        """Make the arrays, of zeros."""
+        xp = self.backend.xp
         self.w, self.g = (xp.zeros((self.K, self.params.size), self.dtype) for _ in range(2))
         self.state = xp.zeros((self.K, self.states.size), self.dtype)
         self.clock = xp.zeros(1, np.uint32)
-        self.reset()
 
     def reset(self) -> None:
         """Draw the initial parameters and layer state, and set the step counter to 0."""
@@ -289,7 +296,7 @@ class Plan:
 
     def constant(self, host: Any) -> Array:
         """A device array, of the plan's dtype, that no step changes."""
-        return self.backend.array(np.asarray(host, self.dtype))
+        return self.backend.constant(np.asarray(host, self.dtype))
 
     def tally(self, name: str, *shape: int) -> Array:
         """A float64 array (K, *shape) that adds up over the steps of a pass; plans with the same `tallies` share it."""

@@ -2,9 +2,9 @@
 
     python scripts/gpu_facts.py [--device cuda:N] [--json FILE]
 
-versions; which products cuBLASLt has an algorithm for, alone and with a bias; how exact products of float32 are, beside
-float64; whether a captured step repeats itself bit for bit; what a node of a graph and a launch cost. Times are medians
-of `REPEATS` turns by the clock of the host, each turn ended by waiting for the device.
+versions; which products cuBLASLt has an algorithm for, alone and with a bias or its gradient; how exact products of
+float32 are, beside float64; whether a captured step repeats itself bit for bit; what a node of a graph and a launch
+cost. Times are medians of `REPEATS` turns by the clock of the host, each turn ended by waiting for the device.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import gpbackprop as gp
 from gpbackprop.backend import select
 from gpbackprop.backend.cuda import CudaBackend
 from gpbackprop.backend.graphs import Captured
-from gpbackprop.backend.lt import COMPUTE
+from gpbackprop.backend.lt import ADD_BIAS, ADD_ROWS, COMPUTE
 from gpbackprop.errors import DeviceError
 
 REPEATS = 20
@@ -75,8 +75,9 @@ def products(backend: CudaBackend) -> list[dict[str, Any]]:
             for precision in COMPUTE:
                 plain = backend.lane.lt.product(precision, a, c, out)
                 row[precision] = round(1e6 * seconds(backend, lambda p=plain: repeat(p, 20)) / 20, 2) if plain else None
-                if "b" in name:
-                    row[f"{precision} with bias"] = backend.lane.lt.product(precision, a, c, out, b) is not None
+                if name != "dX = dY W'":
+                    besides = ADD_ROWS if a is not x else ADD_BIAS
+                    row[f"{precision} with bias"] = bool(backend.lane.lt.product(precision, a, c, out, besides, b))
             rows.append(row)
     return rows
 

@@ -94,19 +94,23 @@ class Library:
         left, right = left.swapaxes(1, 2) if turn_a else left, right.swapaxes(1, 2) if turn_b else right
         if left.shape[1:] != (out.shape[1], right.shape[1]) or right.shape[2] != out.shape[2]:
             return INVALID
-        bias = self._bias(desc, out, dtype)
+        row = self._row(desc, out, dtype)
         self.seen.append((desc["made"][0], desc.get(7, 1), out.shape))
-        self.machine.launch(lambda: self._multiply(left, right, out, bias, MANTISSA[desc["made"][0]]), "cublasLtMatmul")
+        self.machine.launch(
+            lambda: self._multiply(left, right, out, desc[7], row, MANTISSA[desc["made"][0]]), "cublasLtMatmul"
+        )
         return 0
 
     @staticmethod
-    def _multiply(left, right, out, bias, bits):
+    def _multiply(left, right, out, epilogue, row, bits):
+        if epilogue == 256:
+            np.matmul(np.ones((1, 1, left.shape[2]), left.dtype), left.swapaxes(1, 2), out=row.swapaxes(1, 2))
         if bits not in (23, 52):
             left, right = (_rounded(x, bits) for x in (left, right))
         # The same product that NumPy is asked for elsewhere: rows first.
         np.matmul(right.swapaxes(1, 2), left.swapaxes(1, 2), out=out.swapaxes(1, 2))
-        if bias is not None:
-            np.add(out, bias, out=out)
+        if epilogue == 4:
+            np.add(out, row, out=out)
 
     def _columns_first(self, address, layout, dtype):
         """The matrices (members, rows, columns) of a layout."""
@@ -116,9 +120,10 @@ class Library:
         assert lead >= rows, "a leading dimension is too small"
         return _at(address, (item[5], rows, columns), (item[6] * size, size, lead * size), dtype)
 
-    def _bias(self, desc, out, dtype):
-        if desc.get(7, 1) != 4:
+    def _row(self, desc, out, dtype):
+        if desc.setdefault(7, 1) == 1:
             return None
+        assert desc[7] in (4, 256)
         size = np.dtype(dtype).itemsize
         return _at(desc[8], (out.shape[0], out.shape[1], 1), (desc[10] * size, size, size), dtype)
 

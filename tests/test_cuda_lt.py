@@ -8,10 +8,8 @@ import pytest
 
 import gpbackprop as gp
 from gpbackprop.backend import epilogues, select
-from gpbackprop.backend.lt import alignment, layout
+from gpbackprop.backend.lt import ADD_BIAS, ADD_ROWS, NOTHING, alignment, layout
 from gpbackprop.backend.tape import Call
-
-PLAIN, WITH_BIAS = 1, 4
 
 
 @pytest.fixture
@@ -79,14 +77,14 @@ def test_forward_and_both_gradients_of_a_dense_layer_are_the_three_mappings(devi
 def test_a_matrix_or_a_bias_that_all_members_share_has_no_distance_between_members(device):
     a, b, bias = numbers(1, 2, 5), numbers(3, 5, 4, seed=1), numbers(1, 1, 4, seed=2)
     out = device.xp.zeros((3, 2, 4), np.float32)
-    device.lane.lt.product("float32", device.array(a), device.array(b), out, device.array(bias))()
+    device.lane.lt.product("float32", device.array(a), device.array(b), out, ADD_BIAS, device.array(bias))()
     assert np.array_equal(device.host(out), a @ b + bias)
 
 
 def test_each_member_has_a_bias_of_its_own(device):
     a, b, flat = numbers(3, 2, 5), numbers(3, 5, 4, seed=1), device.array(numbers(3, 20, seed=2))
     out, bias = device.xp.zeros((3, 2, 4), np.float32), flat[:, 16:20].reshape(3, 1, 4)
-    device.lane.lt.product("float32", device.array(a), device.array(b), out, bias)()
+    device.lane.lt.product("float32", device.array(a), device.array(b), out, ADD_BIAS, bias)()
     assert np.array_equal(device.host(out), a @ b + device.host(bias))
 
 
@@ -141,7 +139,7 @@ def test_layouts_are_leading_dimensions_and_distances_in_elements():
     assert layout(x[0], 1) is None
 
 
-# The bias on the way out.
+# What a product does besides.
 
 
 def calls_of(device, step):
@@ -152,7 +150,7 @@ def bound(device, step):
     def bind(*operands):
         return device.lane.lt.product("float32", *operands)
 
-    return epilogues.bound(calls_of(device, step), bind)
+    return epilogues.bound(calls_of(device, step), bind, device.lane.are_ones)
 
 
 def sums(device, members=2):
@@ -200,11 +198,52 @@ def test_what_is_not_a_bias_stays_a_call_of_its_own(device, add):
     assert len(bound(device, step)) == 2
 
 
+def gradients(device, ones):
+    """dW = x' dz and db = 1' dz of two members."""
+    X, dZ = numbers(2, 5, 7), numbers(2, 5, 4, seed=1)
+    x, dz, flat = device.array(X), device.array(dZ), device.array(np.full((2, 40), np.nan, np.float32))
+    dw, db = flat[:, :28].reshape(2, 7, 4), flat[:, 32:36].reshape(2, 1, 4)
+
+    def step():
+        device.gemm(x.swapaxes(-1, -2), dz, dw)
+        device.gemm(ones, dz, db)
+        device.xp.multiply(db, 2, out=db)
+
+    return step, dw, db, X.swapaxes(-1, -2) @ dZ, dZ.sum(axis=1, keepdims=True)
+
+
+def test_the_gradient_of_a_bias_becomes_part_of_that_of_the_weights(device):
+    ones = device.constant(np.ones((1, 1, 5), np.float32))
+    step, dw, db, expected, sums = gradients(device, ones)
+    calls = bound(device, step)
+    assert [call.name for call in calls] == ["gemm", "gemm", "multiply"]
+    assert calls[1].function is epilogues.nothing
+    assert calls[1].out is db, "who reads the tape would not know that it is written"
+    calls[0].function()
+    assert np.array_equal(device.host(dw), expected)
+    assert np.array_equal(device.host(db), sums)
+
+
+@pytest.mark.parametrize("make", [lambda d, a: d.array(a), lambda d, a: d.constant(a + 1), lambda d, a: d.array(a) + 0])
+def test_ones_that_somebody_may_change_and_constants_that_are_not_ones_are_multiplied(device, make):
+    step, *_ = gradients(device, make(device, np.ones((1, 1, 5), np.float32)))
+    calls = bound(device, step)
+    assert epilogues.nothing not in [call.function for call in calls]
+
+
+def test_an_array_in_the_place_of_a_constant_that_is_gone_is_none(device):
+    ones = device.constant(np.ones(3, np.float32))
+    assert device.lane.are_ones(ones)
+    place, kept = id(ones), device.lane.ones
+    del ones
+    assert place not in kept
+
+
 def test_where_the_heuristic_offers_no_bias_the_product_is_bound_without(machine):
     device = select("cuda")
     x, w, b, z, (X, W, _) = sums(device)
     assert device.lane.lt
-    machine.lt.offers = lambda epilogue, dtype: epilogue == PLAIN
+    machine.lt.offers = lambda epilogue, dtype: epilogue == NOTHING
 
     def step():
         device.gemm(x, w, z)
@@ -218,7 +257,7 @@ def test_where_the_heuristic_offers_no_bias_the_product_is_bound_without(machine
 
 def test_a_product_without_any_algorithm_stays_the_call_that_it_was():
     call = Call("gemm", print, (1, 2), 3, verb=True)
-    assert epilogues.bound([call], lambda *operands: None) == [call]
+    assert epilogues.bound([call], lambda *operands: None, lambda x: False) == [call]
 
 
 def test_a_training_run_multiplies_in_the_precision_of_its_config(machine):
@@ -236,7 +275,7 @@ def test_a_training_run_multiplies_in_the_precision_of_its_config(machine):
         seen.clear()
         run.fit()
         assert {made for made, _, _ in seen} == {compute}
-        assert {epilogue for _, epilogue, _ in seen} == {PLAIN, WITH_BIAS}
+        assert {epilogue for _, epilogue, _ in seen} == {NOTHING, ADD_BIAS, ADD_ROWS}
         losses[precision] = run.history[-1]["train_loss"]
     assert len(set(losses.values())) == 3
     assert max(losses.values()) - min(losses.values()) < 0.01

@@ -74,6 +74,12 @@ class CudaBackend(Backend):
     def array(self, host: np.ndarray) -> Array:
         return self.module.array(host)
 
+    def constant(self, host: np.ndarray) -> Array:
+        made = self.array(host)
+        if np.all(host == 1):
+            self.lane.ones[id(made)] = made
+        return made
+
     def host(self, a: Array) -> np.ndarray:
         return self.module.asnumpy(a, stream=self.stream)
 
@@ -137,7 +143,7 @@ class CudaBackend(Backend):
         foreign = next((call.function for call in calls if call.name == "python"), None)
         why = f"{getattr(foreign, '__qualname__', foreign)} is Python code that may do something else every time"
         if self.lane.lt:
-            calls = epilogues.bound(calls, partial(self.lane.lt.product, self.precision))
+            calls = epilogues.bound(calls, partial(self.lane.lt.product, self.precision), self.lane.are_ones)
         return launchers(calls, self.module), why if foreign else ""
 
     def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:

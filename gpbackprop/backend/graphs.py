@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -32,6 +33,11 @@ class Lane:
         self.stream = module.cuda.Stream(non_blocking=True)
         self.pool = module.cuda.MemoryPool()
         self.said: set[str] = set()
+        self.ones: WeakValueDictionary[int, Any] = WeakValueDictionary()  # the constants that are all 1, by their id
+
+    def are_ones(self, x: Any) -> bool:
+        """Whether x is a constant of ones."""
+        return self.ones.get(id(x)) is x
 
     @cached_property
     def lt(self) -> Lt | None:

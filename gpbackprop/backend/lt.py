@@ -23,7 +23,8 @@ COMPUTE_FLOAT64 = 70
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS, BIAS_STEP = 3, 4, 7, 8, 10
 MEMBERS, STEP = 5, 6
 MOST_WORKSPACE, ALIGNMENT = 1, (5, 6, 7, 8)
-ADD_BIAS = 4  # an epilogue: what happens to the sums before they are written
+# Epilogues: nothing, a bias added to the sums before they are written, the sum of the rows of the second factor.
+NOTHING, ADD_BIAS, ADD_ROWS = 1, 4, 256
 
 
 class LtError(RuntimeError):
@@ -80,8 +81,13 @@ class Lt:
         if status:
             raise LtError(f"cuBLASLt: {self.library.cublasLtGetStatusName(status).decode()}")
 
-    def product(self, precision: str, a: Array, b: Array, out: Array, bias: Array = None) -> "Product | None":
-        """out[k,m,n] = sum_j a[k,m,j] b[k,j,n] + bias[k,0,n] as a call; None where the library has no algorithm.
+    def product(
+        self, precision: str, a: Array, b: Array, out: Array, epilogue: int = NOTHING, row: Array = None
+    ) -> "Product | None":
+        """out[k,m,n] = sum_j a[k,m,j] b[k,j,n] as a call; None where the library has no algorithm.
+
+        ADD_BIAS  out[k,m,n] = sum_j a[k,m,j] b[k,j,n] + row[k,0,n]
+        ADD_ROWS  row[k,0,n] = sum_j b[k,j,n] besides
 
         `a`, `b`, `out` may be transposed views with rows and members at any distance.
         """
@@ -92,8 +98,8 @@ class Lt:
             return None
         if result[0]:  # out' = b' a', where ' exchanges rows and columns
             turned = (x.swapaxes(-1, -2) for x in (b, a, out))
-            return self.product(precision, *turned) if bias is None else None
-        product = Product(self, (a, left), (b, right), (out, result), precision, bias)
+            return self.product(precision, *turned) if epilogue == NOTHING else None
+        product = Product(self, (a, left), (b, right), (out, result), precision, epilogue, row)
         return product if product.found else None
 
 
@@ -101,25 +107,25 @@ class Product:
     """One product, bound. Whatever it is called with, its operands are those that it was made of.
 
     cuBLASLt counts columns first: what it takes for the transpose of a row-major matrix is that matrix. So it is asked
-    for out' = b' a'; its first operand is b, its rows are our columns, and a bias for each of its rows is one of ours
-    for each column.
+    for out' = b' a'; its first operand is b, its rows are our columns, and its bias with an entry for each row is ours
+    with one for each column.
     """
 
-    def __init__(self, lt: Lt, left: tuple, right: tuple, result: tuple, precision: str, bias: Array = None):
+    def __init__(self, lt: Lt, left: tuple, right: tuple, result: tuple, precision: str, epilogue: int, row: Array):
         self.lt, library = lt, lt.library
         (a, (a_turned, *a_places)), (b, (b_turned, *b_places)), (out, (_, *places)) = left, right, result
         (k, m, n), j = out.shape, a.shape[2]
-        self.operands = a, b, out, bias  # a graph keeps none of them alive
+        self.operands = a, b, out, row  # a graph keeps none of them alive
         double = out.dtype == np.float64
         scale, number = (FLOAT64, c.c_double) if double else (FLOAT32, c.c_float)
         self.one, self.zero = number(1), number(0)
         self.description = self._made("MatmulDesc", COMPUTE_FLOAT64 if double else COMPUTE[precision], scale)
         self._set("MatmulDesc", self.description, TRANSPOSE_A, c.c_int32(b_turned))
         self._set("MatmulDesc", self.description, TRANSPOSE_B, c.c_int32(a_turned))
-        if bias is not None:
-            self._set("MatmulDesc", self.description, EPILOGUE, c.c_uint32(ADD_BIAS))
-            self._set("MatmulDesc", self.description, BIAS, c.c_void_p(bias.data.ptr))
-            step = bias.strides[0] // bias.itemsize if len(bias) > 1 else 0
+        if epilogue != NOTHING:
+            self._set("MatmulDesc", self.description, EPILOGUE, c.c_uint32(epilogue))
+            self._set("MatmulDesc", self.description, BIAS, c.c_void_p(row.data.ptr))
+            step = row.strides[0] // row.itemsize if len(row) > 1 else 0
             self._set("MatmulDesc", self.description, BIAS_STEP, c.c_int64(step))
         self.b = self._matrix(scale, (j, n) if b_turned else (n, j), b_places, k)
         self.a = self._matrix(scale, (m, j) if a_turned else (j, m), a_places, k)

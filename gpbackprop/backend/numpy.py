@@ -52,6 +52,10 @@ class Backend:
         """A device array with the values of `host`, which nobody changes afterwards: here it may be `host` itself."""
         return np.asarray(host)
 
+    def constant(self, host: np.ndarray) -> Array:
+        """As `array`, for what nobody writes into."""
+        return self.array(host)
+
     def host(self, a: Array) -> np.ndarray:
         """The values of `a` in host memory; waits until they are computed."""
         return np.asarray(a)
