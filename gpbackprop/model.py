@@ -9,7 +9,7 @@ from gpbackprop import checkpoint
 from gpbackprop.backend import Backend, select
 from gpbackprop.config import Config, parse
 from gpbackprop.data import Preparation, Split
-from gpbackprop.errors import CheckpointError, UsageError
+from gpbackprop.errors import CheckpointError, ConfigError, UsageError
 from gpbackprop.layers.combine import Chain
 from gpbackprop.passes import Evaluation, Row
 from gpbackprop.plan import Network
@@ -68,16 +68,19 @@ class Model:
 
 
 def find(path: str | Path, best: bool = False) -> checkpoint.Checkpoint:
-    """The checkpoint of a run directory (the newest whole one, or the best) or of a file. Raises CheckpointError."""
+    """The checkpoint of a run directory (the newest whole one, or the best) or of a file. Raises CheckpointError.
+
+    Nothing is changed there: a damaged file is told and passed over, and set aside only when the run is resumed.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such run directory or checkpoint file")
-    if path.is_file():
+    if not path.is_dir():
         return checkpoint.read(path)
     folder = path / "checkpoints" if is_run(path) else path
     if best and (chosen := checkpoint.best(folder)):
         return checkpoint.read(chosen)
-    found = checkpoint.latest(folder, warn=log.warning)
+    found = checkpoint.latest(folder, warn=log.warning, set_aside=False)
     if not found:
         raise CheckpointError(f"{path}: holds no checkpoint yet; train first, or name another run directory or file")
     return found
@@ -90,20 +93,46 @@ def load(path: str | Path, device: str | Backend = "cpu", best: bool = False) ->
 
 def from_checkpoint(found: checkpoint.Checkpoint, device: str | Backend = "cpu") -> Model:
     """The model in a checkpoint. Raises CheckpointError where its parameters are not what its config describes."""
+    model = outline(found, device)
+    network = model.network
+    network.allocate()
+    for room, flat, array in (("params", network.params, network.w), ("state", network.states, network.state)):
+        views = flat.views(array)
+        for name, value in found.arrays(room).items():
+            network.backend.stage(value[: network.K], views[name])
+    return model
+
+
+def outline(found: checkpoint.Checkpoint, device: str | Backend = "cpu") -> Model:
+    """The model in a checkpoint without its numbers, which need no memory then: its network is not allocated.
+
+    A small file may describe a network that no machine has room for. So what the config describes is held to what the
+    file holds first; raises CheckpointError where they differ.
+    """
+    try:
+        return _outline(found, select(device) if isinstance(device, str) else device)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{found.path}: its config cannot be used by this version of gpbackprop: {error}"
+        ) from error
+
+
+def _outline(found: checkpoint.Checkpoint, backend: Backend) -> Model:
     config = parse(found.config, f"{found.path} /config")
     try:
         preparation = Preparation.from_arrays(found.arrays("preparation"))
     except ValueError as error:
         raise CheckpointError(f"{found.path}: {error}") from None
+    members = found.section("progress").get("seeds")
+    if members is None or members.shape != (config.population,):
+        shape = None if members is None else members.shape
+        raise CheckpointError(f"{found.path}: has progress/seeds {shape} and a population of {config.population}")
     seeds = (0,) * (1 if config.optimizer.swarm else config.population)  # the particles of a swarm are one network
     if preparation.folds not in (0, len(seeds)):
         raise CheckpointError(f"{found.path}: is prepared for {preparation.folds} folds and has {len(seeds)} members")
-    backend = select(device) if isinstance(device, str) else device
     shape, lengths = config.train.row_shape(preparation), preparation.kind == "sequences"
-    network = Network(Chain(*config.model), shape, backend, seeds, config.train.dtype, lengths)
-    for room, flat, array in (("params", network.params, network.w), ("state", network.states, network.state)):
-        views = flat.views(array)
-        expected = {name: ((config.population, *view.shape[1:]), network.dtype) for name, view in views.items()}
-        for name, value in found.arrays(room, expected).items():
-            network.backend.stage(value[: network.K], views[name])
+    network = Network(Chain(*config.model), shape, backend, seeds, config.train.dtype, lengths, allocate=False)
+    for room, flat in (("params", network.params), ("state", network.states)):
+        layout = {name: ((config.population, *place.shape), network.dtype) for name, place in flat.items()}
+        found.check(room, layout)
     return Model(found.path, config, network, preparation)

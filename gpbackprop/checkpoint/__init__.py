@@ -26,7 +26,7 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 from gpbackprop.checkpoint.background import Saver
 from gpbackprop.checkpoint.format import VERSION
-from gpbackprop.checkpoint.reader import Checkpoint, read
+from gpbackprop.checkpoint.reader import Checkpoint, Remains, read, salvage
 from gpbackprop.checkpoint.series import best, latest, mark_best, save
 from gpbackprop.checkpoint.structure import DamagedError, Entry
 from gpbackprop.checkpoint.writer import image, write
@@ -36,12 +36,14 @@ __all__ = [
     "Checkpoint",
     "DamagedError",
     "Entry",
+    "Remains",
     "Saver",
     "best",
     "image",
     "latest",
     "mark_best",
     "read",
+    "salvage",
     "save",
     "write",
 ]

@@ -76,9 +76,10 @@ class Fields:
 
 
 class Image:
-    """The bytes of an HDF5 file."""
+    """The bytes of an HDF5 file, all of them unless it is known to be `damaged`."""
 
-    def __init__(self, data: memoryview):
+    def __init__(self, data: memoryview, damaged: bool = False):
+        self.damaged = damaged
         self.data, self.parts = data, 1000 + min(len(data) // PART, 12 * format.OBJECTS)
 
     def fields(self, address: int, what: str, size: int | None = None) -> Fields:
@@ -98,7 +99,7 @@ class Image:
         """The address of the root group."""
         block = self.fields(0, "the superblock")
         block.expect(format.SIGNATURE + b"\3\x08\x08\0" + bytes(8) + b"\xff" * 8)  # no extension, addresses from 0
-        if (end := block.number(8)) != len(self.data):
+        if (end := block.number(8)) != len(self.data) and not self.damaged:
             raise BrokenError(f"the superblock speaks of {end} bytes, and there are {len(self.data)}")
         return block.number(8)
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,27 @@ class Checkpoint:
         Raises CheckpointError with every array that is missing, unexpected or of another shape or dtype;
         DamagedError where a parameter is not finite.
         """
-        prefix = f"{section}/" if section else ""
-        found = {path.removeprefix(prefix): entry for path, entry in self.entries.items() if path.startswith(prefix)}
-        if expected is not None and (wrong := list(_differences(expected, found))):
+        found = self.section(section)
+        if expected is not None:
+            self.check(section, expected)
+        paths = {f"{section}/{name}" if section else name: name for name in found}
+        return {paths[path]: array for path, array in self._load(list(paths)).items()}
+
+    def check(self, section: str, expected: Mapping[str, tuple[Shape, Any]]) -> None:
+        """Raise CheckpointError where the section holds other arrays than `expected`; none of them is read."""
+        found = self.section(section)
+        if wrong := list(_differences(expected, found)):
             more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
             raise CheckpointError(
                 f"{self.path}: {section or 'the file'} is not what its config describes:\n  "
                 + "\n  ".join(wrong[:20]) + more
                 + "\nUse the checkpoint with the config and the version that it was made by"
             )  # fmt: skip
-        arrays = self._load([prefix + name for name in found])
-        return {path.removeprefix(prefix): array for path, array in arrays.items()}
+
+    def section(self, name: str = "") -> dict[str, Entry]:
+        """The entries below `name`, by their path below it."""
+        prefix = f"{name}/" if name else ""
+        return {path.removeprefix(prefix): entry for path, entry in self.entries.items() if path.startswith(prefix)}
 
     def _load(self, paths: list[str]) -> dict[str, np.ndarray]:
         arrays = {path: self.entries[path].array() for path in paths}
@@ -97,19 +108,62 @@ def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
     written by a newer version.
     """
     path = Path(path)
+    with _faults_told(path), _opened(path, limit) as (fd, size):
+        image = _verified(path, fd, size)
+    return Checkpoint(path, Walk(path, image).entries())
+
+
+SALVAGED = 1 << 30
+"""The most bytes of a damaged file that are looked into."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What can be seen of a file that is perhaps damaged. Nothing of it is to be trusted."""
+
+    size: int
+    why: str
+    """What is wrong with it, "" where it is whole."""
+    checkpoint: Checkpoint
+    """What was found until something was broken."""
+
+
+def salvage(path: Path, limit: int = format.LIMIT) -> Remains:
+    """What the file at `path` holds, as far as it makes sense. It is safe with any bytes, and no file is changed.
+
+    Raises CheckpointError where there is no file to be read.
+    """
+    path = Path(path)
+    with _faults_told(path), _opened(path, limit) as (fd, size):
+        try:
+            return Remains(size, "", Checkpoint(path, Walk(path, _verified(path, fd, size)).entries()))
+        except CheckpointError as error:
+            why = str(error).removeprefix(f"{path}: ")
+        disk.calls.lseek(fd, 0, os.SEEK_SET)
+        data = b"".join(_pieces(fd, min(size, SALVAGED)))
+        trailer = format.TRAILER if data[-format.TRAILER :].startswith(format.MAGIC) else 0
+        walk = Walk(path, memoryview(data)[: len(data) - trailer], damaged=True)
+        with suppress(CheckpointError):
+            walk.entries()
+        return Remains(size, why, Checkpoint(path, dict(sorted(walk.found.items()))))
+
+
+@contextmanager
+def _faults_told(path: Path) -> Iterator[None]:
+    """What the disk refuses comes out as an error that says what to do."""
     try:
-        image = _verified(path, limit)
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file; give a checkpoint (.h5) or a run directory") from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: may not be read by this user; change its permissions") from error
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read: {error.strerror or error}; use another checkpoint") from error
-    return Checkpoint(path, Walk(path, image).entries())
 
 
-def _verified(path: Path, limit: int) -> memoryview:
-    """The HDF5 image in the file, once its digest holds."""
+@contextmanager
+def _opened(path: Path, limit: int) -> Iterator[tuple[int, int]]:
+    """A file of at most `limit` bytes, open, and its size."""
     _check_kind(path, disk.calls.stat(path))  # before it is opened: to open a device can be to use it
     fd = disk.calls.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -119,23 +173,28 @@ def _verified(path: Path, limit: int) -> memoryview:
             raise CheckpointError(
                 f"{path}: has {facts.st_size} bytes, more than the limit of {limit}; is it a checkpoint?"
             )
-        size = facts.st_size - format.TRAILER
-        if size < len(format.SIGNATURE):
-            raise DamagedError(f"{path}: has {facts.st_size} bytes, too few for a checkpoint; {_ADVICE}")
-        disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
-        trailer = b"".join(_pieces(fd, format.TRAILER))
-        if not trailer.startswith(format.MAGIC):
-            raise DamagedError(
-                f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
-            )
-        disk.calls.lseek(fd, 0, os.SEEK_SET)
-        digest, image, at = hashlib.sha256(), memoryview(bytearray(size)), 0
-        for piece in _pieces(fd, size):
-            digest.update(piece)
-            image[at : at + len(piece)] = piece
-            at += len(piece)
+        yield fd, facts.st_size
     finally:
         disk.calls.close(fd)
+
+
+def _verified(path: Path, fd: int, size: int) -> memoryview:
+    """The HDF5 image in the open file, once its digest holds."""
+    if size < format.TRAILER + len(format.SIGNATURE):
+        raise DamagedError(f"{path}: has {size} bytes, too few for a checkpoint; {_ADVICE}")
+    size -= format.TRAILER
+    disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
+    trailer = b"".join(_pieces(fd, format.TRAILER))
+    if not trailer.startswith(format.MAGIC):
+        raise DamagedError(
+            f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
+        )
+    disk.calls.lseek(fd, 0, os.SEEK_SET)
+    digest, image, at = hashlib.sha256(), memoryview(bytearray(size)), 0
+    for piece in _pieces(fd, size):
+        digest.update(piece)
+        image[at : at + len(piece)] = piece
+        at += len(piece)
     if digest.digest() != trailer[len(format.MAGIC) :]:
         raise DamagedError(
             f"{path}: its bytes do not match its SHA-256; the file was damaged after it was written; {_ADVICE}"

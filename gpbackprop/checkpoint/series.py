@@ -76,11 +76,12 @@ def best(directory: Path) -> Path | None:
     return Path(directory) / named if named else None
 
 
-def latest(directory: Path, warn: Warn = warnings.warn) -> Checkpoint | None:
+def latest(directory: Path, warn: Warn = warnings.warn, set_aside: bool = True) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where none was ever saved.
 
-    A damaged one is renamed to `*.damaged`, `warn` is told why, and the next older one is tried. Raises CheckpointError
-    when none is whole, when one cannot be read by this user, or is of a newer version.
+    Of a damaged one `warn` is told why, and the next older one is tried. It is renamed to `*.damaged`, unless
+    `set_aside` is False: who only reads a run changes nothing in it. Raises CheckpointError when none is whole, when
+    one cannot be read by this user, or is of a newer version.
     """
     directory = Path(directory)
     try:
@@ -102,9 +103,9 @@ def latest(directory: Path, warn: Warn = warnings.warn) -> Checkpoint | None:
         try:
             return read(path)
         except DamagedError as error:
-            kept = _set_aside(path)
+            kept = _set_aside(path) if set_aside else path.name
             aside.append(kept)
-            warn(f"{error}. Kept as {kept}; falling back to the next older checkpoint")
+            warn(f"{error}. {'Kept as' if set_aside else 'It stays'} {kept}; falling back to the next older checkpoint")
     if not aside and not last:
         return None
     lost = ", ".join(aside) or f"only a last.json that names {last}"

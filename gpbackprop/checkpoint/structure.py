@@ -73,8 +73,8 @@ class Entry:
 class Walk:
     """One pass over the objects of an HDF5 image, which reads no array but /format."""
 
-    def __init__(self, path: Path, data: memoryview):
-        self.path, self.data, self.image = path, data, hdf5.Image(data)
+    def __init__(self, path: Path, data: memoryview, damaged: bool = False):
+        self.path, self.data, self.image = path, data, hdf5.Image(data, damaged)
         self.declared = 0
         self.seen: set[int] = set()
         self.found: dict[str, Entry] = {}
