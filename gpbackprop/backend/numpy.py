@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop.backend import replay
+from gpbackprop.backend import parallel, replay
 from gpbackprop.backend.tape import Call, Namespace, Tape, verb
 from gpbackprop.errors import ConfigError
 
@@ -47,6 +47,10 @@ class Backend:
     def active(self) -> Iterator[None]:
         """Inside, this device is the one that computes, and its errors are told as ours."""
         yield
+
+    def libraries(self) -> dict[str, str]:
+        """The versions of what multiplies matrices here, as far as `description` does not tell them."""
+        return {}
 
     def array(self, host: np.ndarray) -> Array:
         """A device array with the values of `host`, which nobody changes afterwards: here it may be `host` itself."""
@@ -118,7 +122,7 @@ class Backend:
 
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that makes all `calls` in order, with the same bits."""
-        return replay.compile(calls)
+        return parallel.shared(calls, replay.compile, parallel.threads()) or replay.compile(calls)
 
     def sync(self) -> None:
         """Wait until all that was asked for is done."""
