@@ -23,7 +23,7 @@ def numerics(backend: Backend) -> dict[str, str | int]:
     facts: dict[str, str | int] = {"gpbackprop": gpbackprop.__version__, "numpy": np.__version__}
     facts["device"] = backend.description
     if backend.name != "cpu":
-        return facts
+        return facts | backend.libraries()
     build: dict[str, Any] = np.show_config(mode="dicts")  # type: ignore[assignment]
     blas = build.get("Build Dependencies", {}).get("blas", {})
     kernels, threads = _openblas()

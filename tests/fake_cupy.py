@@ -407,7 +407,8 @@ class Machine:
     driver: int = 13000
     runtime: int = 13020
     count_error: Exception | None = None
-    use_error: Exception | None = None
+    use_error: Exception | None = None  # of the devices in `broken`
+    broken: tuple[int, ...] = tuple(range(16))
     library_error: Exception | None = None
     kernel_error: Exception | None = None
     memory_error: Exception | None = None
@@ -499,7 +500,7 @@ def build(machine: Machine) -> ModuleType:
             self.id = machine.current if device is None else device
 
         def use(self):
-            if machine.use_error:
+            if machine.use_error and self.id in machine.broken:
                 raise machine.use_error
             machine.current = self.id
 

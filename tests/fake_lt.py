@@ -36,6 +36,9 @@ class Library:
         handle._obj.value = 77
         return 0
 
+    def cublasLtGetVersion(self):  # noqa: N802
+        return 130104
+
     def cublasLtGetStatusName(self, status):  # noqa: N802
         return {INVALID: b"CUBLAS_STATUS_INVALID_VALUE"}.get(status, b"CUBLAS_STATUS_NOT_SUPPORTED")
 

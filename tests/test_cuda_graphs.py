@@ -3,13 +3,14 @@
 import itertools
 import logging
 
+import emulation
 import fake_cupy
 import numpy as np
 import pytest
 from battery import Training, assert_same_bits, every, example, layers
 
 import gpbackprop as gp
-from gpbackprop.backend import Backend, select
+from gpbackprop.backend import Backend, kernels, select
 from gpbackprop.errors import ConfigError, DeviceError
 from gpbackprop.losses import Loss
 from gpbackprop.optim.base import Optimizer
@@ -257,8 +258,9 @@ def trained(device="cuda", stop=None, epochs=2, restored=None, hooks=(), unroll=
     model = gp.Chain(gp.Dense(8, activation="relu"), gp.Dropout(0.2), gp.Dense(10))
     optimizer = settings.pop("optimizer", None) or gp.SGD(lr=0.05, momentum=0.9, weight_decay=1e-3)
     run = gp.Trainer(
-        model, gp.SoftmaxCrossEntropy(), optimizer, gp.data.load("digits"), device=device, batch_size=48, **settings
-    )
+        model, gp.SoftmaxCrossEntropy(), optimizer, gp.data.load("digits"), device=device,
+        **{"batch_size": 48} | settings,
+    )  # fmt: skip
     if unroll is not None:
         run.backend.unroll, run.backend.probe_every = unroll, 1 + 2 * unroll
     if restored is not None:
@@ -408,3 +410,38 @@ def test_the_log_of_a_run_is_silent_where_every_step_has_its_graph(fake, caplog)
         trained(fake)
     assert "graph" not in caplog.text
     assert launched()
+
+
+# With the kernels themselves, run on the host.
+
+
+@pytest.fixture
+def emulated(fake, monkeypatch):
+    """The fake device with kernels: their source, compiled for the host, launched like all the rest."""
+
+    class RawModule(emulation.Module):
+        def get_function(self, name):
+            function = super().get_function(name)
+            return lambda *arguments: fake_cupy.launch(lambda: function(*arguments), name)
+
+    monkeypatch.setattr(fake.module, "RawModule", RawModule, raising=False)
+    monkeypatch.setattr(kernels, "_compiled", {})
+    return fake
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(emulation.COMPILER is None, reason="there is no g++, which runs kernels on the host")
+def test_graphs_of_fused_kernels_have_the_bits_of_their_launches_wherever_a_run_stops(emulated, monkeypatch, caplog):
+    with caplog.at_level("INFO", "gpbackprop"):
+        whole = trained(emulated, epochs=1, batch_size=64, population=2)
+    assert "without a CUDA graph" not in caplog.text
+    assert launched()
+    here = trained("cpu", epochs=1, batch_size=64, population=2)
+    assert np.allclose(emulated.host(whole.network.w), here.network.w, atol=1e-5)
+    for stop in (1, 18):
+        part = trained(emulated, epochs=1, stop=stop, batch_size=64, population=2)
+        assert_same_bits(
+            state(trained(emulated, epochs=1, restored=part.content(), batch_size=64, population=2)), state(whole)
+        )
+    monkeypatch.setattr(type(emulated.lane), "captured", lambda *_: None)
+    assert_same_bits(state(trained(emulated, epochs=1, batch_size=64, population=2)), state(whole))

@@ -71,6 +71,9 @@ class CudaBackend(Backend):
                 raise
             raise ours from error
 
+    def libraries(self) -> dict[str, str]:
+        return {"cuBLASLt": self.lane.lt.version if self.lane.lt else "none"}
+
     def array(self, host: np.ndarray) -> Array:
         return self.module.array(host)
 

@@ -61,6 +61,7 @@ def load() -> Any:
         "cublasLtMatmul": [handle] * 14 + [size, handle],
     }.items():
         getattr(library, name).argtypes, getattr(library, name).restype = arguments, number
+    library.cublasLtGetVersion.restype = size
     library.cublasLtGetStatusName.argtypes = [number]
     library.cublasLtGetStatusName.restype = c.c_char_p
     return library
@@ -74,6 +75,8 @@ class Lt:
 
     def __init__(self, stream: int, workspace: int):
         self.library, self.stream, self.workspace = load(), stream, workspace
+        number = self.library.cublasLtGetVersion()
+        self.version = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
         self.handle = c.c_void_p()
         self.check(self.library.cublasLtCreate(c.byref(self.handle)))
 
