@@ -39,10 +39,11 @@ RIVALS = {
     "products": ("bench_ours", "Products"),
 }
 
-# Largest relative difference of two losses of one turn. The sums of a product over n inputs round by about
-# sqrt(n) 2^-24 each, 2e-6 for 784, and the steps of a run carry that on; measured differences are below 1e-4. A bias
-# left out, a batch taken twice or another rate differ by 1e-2 and more after a few steps.
-TOLERANCE = 1e-3
+# Largest relative difference of the losses of two contestants. A product over n inputs rounds by about sqrt(n) 2^-24,
+# 2e-6 for 784, and losses of the first turn, means over hundreds of rows, differ by that at most (measured: 2e-7, 2e-6
+# with Adam). There a rate that is 1 % off changes the loss by 5e-5 or more, a batch taken twice or in another order by
+# 1e-4, a bias that is not trained by 1e-5. Later steps let roundings grow: over an epoch, or many turns, to some 1e-4.
+FIRST, LATER = 1e-5, 1e-3
 
 # Cores' worth of other processes that a round may have beside it and still count.
 BUSY = 0.1
@@ -84,12 +85,13 @@ def rivals(names: list[str]) -> dict[str, type]:
     return found
 
 
-def take_turns(contestants: list, rounds: int, tolerance: float = TOLERANCE) -> dict[str, dict]:
+def take_turns(contestants: list, rounds: int, first: float = FIRST) -> dict[str, dict]:
     """The seconds, CPU seconds and losses of each turn of each contestant, after a first one that is not timed.
 
     A round in which other processes took more than `BUSY` of a core does not count; there are up to three times as many
     rounds until `rounds` count. Where fewer than three are left, all do. The first contestant is ours: it knows the
-    order of the rows. One that does not train has no loss. Raises ValueError where a loss is not that of ours.
+    order of the rows. One that does not train has no loss. Raises ValueError where a loss is not that of ours, within
+    `first` in the first turn and LATER in later ones.
     """
     results: dict[str, dict] = {each.name: {"seconds": [], "cpu": [], "difference": 0.0} for each in contestants}
     busy: list[float] = []
@@ -104,7 +106,7 @@ def take_turns(contestants: list, rounds: int, tolerance: float = TOLERANCE) -> 
             results[each.name]["seconds"].append(time.perf_counter() - wall)
             results[each.name]["cpu"].append(time.process_time() - cpu)
         busy.append(0.0 if before is None else (machine.others() - before) / (time.perf_counter() - start))
-        compare(losses, turn, results, tolerance)
+        compare(losses, turn, results, LATER if turn else first)
     counts = quiet(busy)
     if counts.count(True) < min(3, rounds):
         counts = [turn > 0 for turn in range(len(busy))]
@@ -151,7 +153,8 @@ def measure(name: str, network, epoch: bool, chosen: dict[str, type], arguments:
     parameters = ours.parameters()
     takes = [cls for cls in chosen.values() if not cls.refuses(network, epoch, device)]
     contestants = [ours, *(cls(network, rows, parameters, device) for cls in takes)]
-    results = take_turns(contestants, 2 if quick else max(3, arguments.rounds // 3) if epoch else arguments.rounds)
+    rounds = 2 if quick else max(3, arguments.rounds // 3) if epoch else arguments.rounds
+    results = take_turns(contestants, rounds, LATER if epoch and not quick else FIRST)
 
     print(f"\n{name}: {'an epoch' if epoch else 'a step'}, {steps} steps a turn")
     print(f"{'':26}{'median':>12}{'quartiles':>20}{'ratio':>8}{'quartiles':>14}{'cores':>7}{'new memory':>13}")
