@@ -403,19 +403,19 @@ def test_an_optimizer_trains_as_in_pytorch(cls, dtype):
         assert optimizer_difference(optimizer, dtype) < BOUND[dtype], optimizer
 
 
-@pytest.mark.parametrize("memory", [3, 20])
-@pytest.mark.parametrize("lr", [1.0, 0.01, 50.0], ids="lr {}".format)
-def test_lbfgs_takes_the_steps_of_pytorch(memory, lr):
-    """lr is the first length of the line search: 0.01 makes it grow, 50 makes it shrink."""
+def lbfgs_differences(optimizer: LBFGS, steps: int) -> list[float]:
+    """The worst difference of the parameters after each of some steps over one batch, in float64."""
     training = Training(
         Chain(Dense(4, activation="tanh"), Dense(4, freeze=("W",)), Dense(2)), (5,), batch=30, dtype="f8",
-        optimizer=LBFGS(lr, memory=memory),
+        optimizer=optimizer,
     )  # fmt: skip
     training.load()
-    twin = Twin(training.net)
+    twin, found = Twin(training.net), []
     x, t, weight = (torch.tensor(a[0]) for a in (training.plan.x.value, training.target.value, training.target.weight))
-    trained = [p for _, p, _ in twin.pairs if p.requires_grad]
-    theirs = torch.optim.LBFGS(trained, lr, max_iter=1, max_eval=26, history_size=memory, line_search_fn="strong_wolfe")
+    theirs = torch.optim.LBFGS(
+        [p for _, p, _ in twin.pairs if p.requires_grad], optimizer.lr,
+        max_iter=1, max_eval=26, history_size=optimizer.memory, line_search_fn="strong_wolfe",
+    )  # fmt: skip
 
     def loss():
         theirs.zero_grad()
@@ -423,11 +423,21 @@ def test_lbfgs_takes_the_steps_of_pytorch(memory, lr):
         value.backward()
         return value
 
-    for step in range(50 if lr <= 1 else 25):  # the rounding of long interpolations grows, in PyTorch as here
+    for _ in range(steps):
         training.step()
         theirs.step(loss)
-        for path, value in twin.arrays("data").items():
-            assert apart(twin.w[path][0], value) < (1e-9 if step < 15 else 1e-6), (step, path)
+        found.append(max(apart(twin.w[path][0], value) for path, value in twin.arrays("data").items()))
+    return found
+
+
+@pytest.mark.parametrize("memory", [3, 20])
+@pytest.mark.parametrize("lr", [1.0, 0.01, 50.0], ids="lr {}".format)
+def test_lbfgs_takes_the_steps_of_pytorch(memory, lr):
+    """lr is the first length of the line search: 0.01 makes it grow, 50 makes it shrink."""
+    steps = 50 if lr <= 1 else 25  # the rounding of long interpolations grows, in PyTorch as here
+    found = lbfgs_differences(LBFGS(lr, memory=memory), steps)
+    assert max(found[:15]) < 1e-9
+    assert max(found) < 1e-6
 
 
 @pytest.mark.parametrize("cls", every(Schedule))
