@@ -368,14 +368,17 @@ def test_dropout2d_drops_whole_channels():
 
 
 ADVICE = "; rows of a table become so with `shape = "
+STORED = '[28, 28, 1]` in [data], those of an array that has this shape with `shape = "stored"`'
 
 
 @pytest.mark.parametrize(
     ("layer", "row", "message"),
     [
         (gp.Conv2d(2, 3), (784,), "images (height, width, channels), got (784,)" + ADVICE + "[28, 28, 1]` in [data]"),
+        (gp.MaxPool2d(), (784,), "images (height, width, channels), got (784,)" + ADVICE + STORED),
         (gp.Conv1d(2, 3), (8, 8, 1), "series (time, channels), got (8, 8, 1)" + ADVICE + "[100, 1]` in [data]"),
         (gp.ConvTranspose2d(2, 3), (5,), "images (height, width, channels)"),
+        (gp.LSTM(2), (6,), "sequences (batch, T, features), got (1, 6); `shape` in [data], a reshape or an embedding"),
         (gp.MaxPool2d(), (5,), "images (height, width, channels)"),
         (gp.MaxPool1d(), (5,), "series (time, channels)"),
         (gp.GlobalAveragePool(), (5,), "images (height, width, channels) or series (time, channels), got (5,)"),

@@ -117,7 +117,12 @@ class Recurrent(Parametric):
         return np.zeros(self.gates * self.units)
 
     def trace(self, plan: Plan, x: Slot) -> Slot:
-        plan.expect(len(x.shape) == 3, "sequences (batch, T, features)", x.shape, "a reshape or embedding makes them")
+        plan.expect(
+            len(x.shape) == 3,
+            "sequences (batch, T, features)",
+            x.shape,
+            "`shape` in [data], a reshape or an embedding makes them",
+        )
         plan.expect(
             not (self.bidirectional and plan.carried is not None), "a whole sequence where it is bidirectional",
             "windows of it", "leave out train.bptt or bidirectional",

@@ -115,7 +115,10 @@ def expect_series(plan: Plan, x: Slot) -> None:
 
 
 def _expect_rank(plan: Plan, x: Slot, wanted: str, shape: str, rank: int) -> None:
-    advice = f"rows of a table become so with `shape = {shape}` in [data], outputs of a layer with a reshape layer"
+    advice = (
+        f"rows of a table become so with `shape = {shape}` in [data], those of an array that has this shape with "
+        '`shape = "stored"`, outputs of a layer with a reshape layer'
+    )
     plan.expect(len(x.shape) == rank + 1, wanted, x.shape[1:], advice)
 
 
