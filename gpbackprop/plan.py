@@ -156,7 +156,8 @@ class Network:
 
     `seeds` has one entry a member; initial parameters are a function of (seed, parameter path), drawn on the host.
     `lengths` says that rows are sequences which may end early. `symbols` is None or, where the model looks its input up
-    in a table, the number of rows of that table: its inputs are whole numbers below that.
+    in a table, the number of rows of that table: its inputs are whole numbers below that. `measured` is a plan of one
+    row that has shapes and no memory.
     Without `allocate` only the layouts are known, and w, g and state are None until `allocate()`.
     Raises ShapeError, naming the layer, when the layers do not fit each other.
     """
@@ -181,7 +182,8 @@ class Network:
         self.seeds, self.dtype, self.K = tuple(seeds), np.dtype(dtype), len(seeds)
         self.params, self.states = Flat(), Flat()
         self.w = self.g = self.state = None
-        self.output_shape = Plan(self, batch=1, measure=True).y.shape[1:]
+        self.measured = Plan(self, batch=1, measure=True)
+        self.output_shape = self.measured.y.shape[1:]
         if allocate:
             self.allocate()
             self.reset()

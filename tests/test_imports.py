@@ -24,9 +24,10 @@ HOUSE = [
     {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
-    {"recorder", "stopping", "numerics"},  # 5
+    {"recorder", "restoring", "stopping", "numerics"},  # 5
     {"run", "tracing"},
     {"model"},
+    {"verification"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(HOUSE) for room in rooms}

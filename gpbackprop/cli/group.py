@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "The loss and metrics of a model on a split, or on a file.",
     "predict": "Predictions for a file of raw rows.",
     "inspect": "What is in a model: layers, parameters, progress.",
+    "verify": "Whether a checkpoint, or all of a run, is whole.",
     "gradcheck": "Every gradient of a network, held to differences of its loss.",
     "trace": "The numbers of forward, backward and update, step by step.",
     "data": "The data sets that have a name.",

@@ -14,13 +14,24 @@ from gpbackprop.cli import options, screen
 @options.as_json
 @screen.verbosity_options
 def command(model, best, as_json):
-    """What MODEL is: its layers, how far it was trained, how its data are prepared. The data are not needed."""
+    """What MODEL is: its layers, how far it was trained, how its data are prepared. The data are not needed.
+
+    Of a damaged file it shows what can still be seen, and exits with 4.
+    """
     screen.listen(screen.verbosity)
-    from gpbackprop.model import find, from_checkpoint
+    from gpbackprop.errors import CheckpointError
+    from gpbackprop.model import find, outline
     from gpbackprop.run import is_run, read_facts
 
-    checkpoint = find(model, best)
-    found = from_checkpoint(checkpoint)
+    try:
+        checkpoint = find(model, best)
+        found = outline(checkpoint)
+    except CheckpointError:
+        if model.is_file():
+            from gpbackprop.cli.remains import show
+
+            show(model, as_json)
+        raise
     facts = _facts(checkpoint, found, read_facts(model) if is_run(model) else {})
     if as_json:
         screen.print_json(facts)
@@ -76,9 +87,7 @@ def _facts(checkpoint, model, run: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(network) -> list[dict[str, Any]]:
     """Each layer in order, those inside another after it, with its output and the parameters that are its own."""
-    from gpbackprop.plan import Plan
-
-    outputs = sorted(Plan(network, batch=1, measure=True).outputs, key=lambda item: _order(item[0]))
+    outputs = sorted(network.measured.outputs, key=lambda item: _order(item[0]))
     paths = [path for path, _ in outputs]
     layers = []
     for path, slot in outputs:
