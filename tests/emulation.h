@@ -1,10 +1,10 @@
 // What a kernel of this package needs of CUDA, on the host: the threads of a block take turns, each running until it
 // waits at a barrier. It finds wrong numbers, not races.
 #pragma once
-#include <cmath>
-#include <cstring>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -13,15 +13,16 @@
 
 static inline double __longlong_as_double(long long bits) {
   double number;
-  std::memcpy(&number, &bits, sizeof number);
+  memcpy(&number, &bits, sizeof number);
   return number;
 }
 
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;
-static ucontext_t scheduler;
-static std::vector<ucontext_t> fibers;
-static std::vector<bool> running;
+
+const int MOST_THREADS = 1024, STACK = 1 << 15;
+static ucontext_t scheduler, *fibers;
+static bool running[MOST_THREADS];
 static void (*body)(void*);
 static void* arguments;
 
@@ -34,18 +35,22 @@ static void fiber() {
 }
 
 static void emulate(unsigned grid, unsigned block, bool barriers, void (*kernel)(void*), void* values) {
-  static std::vector<char> stacks;
-  const size_t size = 1 << 15;
+  static char* stacks;
   body = kernel, arguments = values;
+  if (!fibers) {
+    fibers = (ucontext_t*)malloc(MOST_THREADS * sizeof(ucontext_t));
+    stacks = (char*)malloc(MOST_THREADS * STACK);
+  }
   for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
     if (!barriers) {
       for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) kernel(values);
       continue;
     }
-    stacks.resize(block * size), fibers.resize(block), running.assign(block, true);
     for (unsigned t = 0; t < block; ++t) {
+      running[t] = true;
       getcontext(&fibers[t]);
-      fibers[t].uc_stack.ss_sp = &stacks[t * size], fibers[t].uc_stack.ss_size = size, fibers[t].uc_link = &scheduler;
+      fibers[t].uc_stack.ss_sp = stacks + t * STACK, fibers[t].uc_stack.ss_size = STACK;
+      fibers[t].uc_link = &scheduler;
       makecontext(&fibers[t], fiber, 0);
     }
     for (bool any = true; any;) {

@@ -1,6 +1,7 @@
 """Kernels run on the host: their unchanged source, compiled by g++ against emulation.h."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,39 +16,42 @@ COMPILER = shutil.which("g++")
 HEADER = Path(__file__).with_name("emulation.h")
 
 
+def build(sources: Iterable[str]) -> ctypes.CDLL:
+    """A library with a function run_NAME(addresses, grid, block) for each kernel NAME of the sources."""
+    whole = "\n".join(sources)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernels.cpp")
+        path.write_text(f'#include "{HEADER}"\n{whole}\n{wrappers(whole)}', encoding="utf-8")
+        built = path.with_suffix(".so")
+        command = [COMPILER, "-std=c++17", "-O0", "-ffp-contract=off", "-w"]
+        command += ["-shared", "-fPIC", str(path), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:4000]
+        return ctypes.CDLL(str(built))
+
+
+def wrappers(sources: str) -> str:
+    """For each kernel a function that runs it with its arguments as a list of addresses."""
+    found = []
+    for name, arguments, text in re.findall(r"^(gpb_\w+)\(([^)]*)\) \{\n(.*?)^\}", sources, re.MULTILINE | re.DOTALL):
+        kinds = [re.sub(r" __restrict__ p\d+", "", argument) for argument in arguments.split(", ")]
+        values = ", ".join(f"({kind})p[{i}]" for i, kind in enumerate(kinds))
+        barriers = "true" if "__sync" in text else "false"
+        found.append(f"static void call_{name}(void* places) {{ void** p = (void**)places; {name}({values}); }}")
+        call = f"emulate(grid, block, {barriers}, call_{name}, places);"
+        found.append(f'extern "C" void run_{name}(void** places, unsigned grid, unsigned block) {{ {call} }}')
+    return "\n".join(found)
+
+
 class Library:
     """Kernels in one shared library; `run(kernel)` runs one on the arrays that it names."""
 
     def __init__(self, kernels: Iterable[Kernel]):
-        unlike = {kernel.source: kernel for kernel in kernels}
-        text = "\n".join([f'#include "{HEADER}"', *(kernel.source + wrapper(kernel) for kernel in unlike.values())])
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "kernels.cpp")
-            path.write_text(text, encoding="utf-8")
-            built = path.with_suffix(".so")
-            command = [COMPILER, "-std=c++17", "-O0", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused"]
-            command += ["-shared", "-fPIC", str(path), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[:4000]
-            self.library = ctypes.CDLL(str(built))
+        self.library = build(dict.fromkeys(kernel.source for kernel in kernels))
 
     def run(self, kernel: Kernel) -> None:
         places = (ctypes.c_void_p * len(kernel.addresses))(*kernel.addresses)
         getattr(self.library, f"run_{kernel.name}")(places, kernel.grid, kernel.block)
-
-
-def wrapper(kernel: Kernel) -> str:
-    """A function that runs a kernel with its arguments as a list of addresses."""
-    values = ", ".join(f"({kind}*)p[{i}]" for i, kind in enumerate(kernel.types))
-    return f"""
-static void call_{kernel.name}(void* places) {{
-  void** p = (void**)places;
-  {kernel.name}({values});
-}}
-extern "C" void run_{kernel.name}(void** places, unsigned grid, unsigned block) {{
-  emulate(grid, block, {"true" if "__sync" in kernel.source else "false"}, call_{kernel.name}, places);
-}}
-"""
 
 
 def roots(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -58,3 +62,19 @@ def roots(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
             array = array.base
         found[id(array)] = array
     return list(found.values())
+
+
+class Module:
+    """What cupy.RawModule is, on the host: `monkeypatch.setattr(cupy, "RawModule", Module, raising=False)`."""
+
+    def __init__(self, code: str, options: tuple[str, ...] = ()):
+        assert "--fmad=false" in options
+        self.library = build([code])
+
+    def get_function(self, name: str):
+        run = getattr(self.library, f"run_{name}")
+
+        def launch(grid: tuple[int], block: tuple[int], addresses: tuple[int, ...]) -> None:
+            run((ctypes.c_void_p * len(addresses))(*addresses), *grid, *block)
+
+        return launch

@@ -77,9 +77,20 @@ def of_metric(cls: type, weighted: bool) -> list[Call]:
     return record(net, plan.forward)
 
 
-def trainer(*model: Any, shape=(6,), batch=4, rows=40, classes=3, loss=None, optimizer=None, augment=None, **options):
+def trainer(
+    *model: Any,
+    shape=(6,),
+    batch=4,
+    rows=40,
+    classes=3,
+    loss=None,
+    optimizer=None,
+    augment=None,
+    device=None,
+    **options,
+):
     """Rows of pixels, normalised by their moments; the backend takes blocks as large as CUDA does."""
-    backend = Backend()
+    backend = device or Backend()
     backend.block = CudaBackend.block
     rng = np.random.default_rng(0)
     inputs = rng.integers(0, 256, (rows, *shape), np.uint8)

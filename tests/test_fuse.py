@@ -1,13 +1,21 @@
 """The compiler from a tape to CUDA kernels: each kernel, run on the host, against the calls that it stands for."""
 
+import sys
+
+import fake_cupy
 import numpy as np
+import nvrtc
 import pytest
 import tapes
-from emulation import COMPILER, Library, roots
+from emulation import COMPILER, Library, Module, roots
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from gpbackprop.backend import replay
+import gpbackprop as gp
+from gpbackprop.backend import kernels, replay, select
 from gpbackprop.backend.fuse import fuse
 from gpbackprop.backend.source import Kernel
+from gpbackprop.backend.tape import Call
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no g++, which runs kernels on the host")
 
@@ -91,3 +99,214 @@ def library(fused):
 @pytest.mark.parametrize("name", BATTERY)
 def test_kernels_give_what_their_calls_give(name, fused, library):
     prove(*fused[name], library)
+
+
+# The device.
+
+
+@needs_compiler
+def test_a_training_run_by_kernels_on_a_device_is_that_of_numpy(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    monkeypatch.setattr(sys.modules["cupy"], "RawModule", Module, raising=False)
+    kernels._compiled.clear()
+    runs = {}
+    for device in ("cpu", "cuda"):
+        model = gp.Dense(6, activation="relu"), gp.Dropout(0.2), gp.Dense(3)
+        run = runs[device] = tapes.trainer(*model, device=select(device), seed=(0, 1), optimizer=gp.Adam(0.01))
+        calls = tapes.whole_step(run)
+        steps = kernels.launchers(calls, run.backend.module)
+        assert len(steps) < len(calls) / 3 or device == "cpu"
+        for _ in range(3):
+            for step in steps:
+                step()
+    here, there = (runs[device].network.w for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(runs["cuda"].backend.host(there), here, rtol=1e-5, atol=1e-7)
+
+
+def test_without_a_compiler_of_cupy_the_calls_stay_as_they_are():
+    calls = BATTERY["layer dense f4"]()
+    assert len(kernels.launchers(calls, np)) == len(calls)
+
+
+# What is never fused.
+
+
+def test_a_call_that_reads_other_elements_than_a_kernel_writes_waits_for_the_next_one():
+    a, b, c = (np.arange(6.0) for _ in range(3))
+    calls = [
+        Call("add", np.add, (a, 1), b),
+        Call("multiply", np.multiply, (b[::-1], 2), c),  # thread i would read what thread 5 - i writes
+    ]
+    assert len(fuse(calls, np.empty)) == 2
+    calls[1] = Call("multiply", np.multiply, (b, 2), c)
+    assert len(fuse(calls, np.empty)) == 1
+
+
+def test_a_call_on_overlapping_views_of_one_array_stays_as_it_is():
+    a = np.arange(6.0)
+    call = Call("add", np.add, (a[1:], 1), a[:-1])
+    assert fuse([call], np.empty) == [call]
+
+
+def test_views_that_interleave_without_meeting_are_fused():
+    a = np.arange(12.0).reshape(2, 3, 2)
+    calls = [Call("add", np.add, (a[:, i], 1), a[:, i]) for i in range(3)]
+    assert len(fuse(calls, np.empty)) == 1
+
+
+def test_what_nobody_knows_keeps_its_place_among_kernels():
+    a, b = np.zeros(4), np.zeros(4)
+    python = Call("python", lambda: None, (), None, verb=True)
+    calls = [Call("add", np.add, (a, 1), a), python, Call("add", np.add, (b, 1), b)]
+    items = fuse(calls, np.empty)
+    assert [isinstance(item, Kernel) for item in items] == [True, False, True]
+    assert items[1] is python
+
+
+def test_a_call_moves_before_a_product_that_it_has_nothing_to_do_with_and_not_before_others():
+    a, b, x, y = np.zeros(4), np.zeros(4), np.zeros((1, 2, 2)), np.zeros((1, 2, 2))
+    product = Call("gemm", np.matmul, (x, x), y, verb=True)
+    first, free, bound = (Call("add", np.add, (place, 1), place) for place in (a, b, x.reshape(-1)))
+    assert [isinstance(item, Kernel) for item in fuse([first, product, free], np.empty)] == [True, False]
+    assert [isinstance(item, Kernel) for item in fuse([first, product, bound], np.empty)] == [False, True]
+    both = Call("add", np.add, (y.reshape(-1), a), a)
+    assert [isinstance(item, Kernel) for item in fuse([bound, product, both], np.empty)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("add", np.add, (np.ones(3), 1), np.zeros(3), {"where": np.array([True, False, True])}),
+        Call("sum", np.sum, (np.ones((2, 3)),), np.zeros(2), {"axis": 1, "initial": 2.0}),
+        Call("add", np.add, (np.ones(3, "f2"), 1), np.zeros(3, "f2")),
+        Call("power", np.power, (np.ones(3, "i8"), 2), np.zeros(3, "i8")),
+        Call("right_shift", np.right_shift, (np.ones(3, "u4"), 40), np.zeros(3, "u4")),
+        Call("cumsum", np.cumsum, (np.ones(3),), np.zeros(3)),
+        Call("add", np.add, (np.ones(0), 1), np.zeros(0)),
+    ],
+    ids=lambda call: f"{call.name} of {call.out.dtype}",
+)
+def test_a_call_of_a_kind_that_no_kernel_knows_stays_as_it_is(call):
+    assert fuse([call], np.empty) == [call]
+
+
+def test_equal_kernels_have_one_text_whatever_they_work_on():
+    calls = [Call("exp", np.exp, (np.ones((2, 3)),), np.zeros((2, 3))) for _ in range(2)]
+    assert len({fuse([call], np.empty)[0].source for call in calls}) == 1
+
+
+# Long rows.
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["sum", "max", "mean"])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 6000), 1), ((1, 10_000), 1), ((5000, 3), 0), ((2, 8192, 2), 1)])
+def test_a_reduction_of_long_rows_is_done_in_parts(name, shape, axis):
+    x = np.random.default_rng(0).normal(size=shape)
+    out = np.zeros(np.delete(shape, axis))
+    square = np.zeros(shape)
+    calls = [
+        Call("multiply", np.multiply, (x, x), square),
+        Call(name, getattr(np, name), (square,), out, {"axis": axis}),
+        Call("add", np.add, (out, 1.0), out),
+    ]
+    items = fuse(calls, np.empty)
+    assert [item.name.rpartition("_")[0] for item in items] == [f"gpb_multiply_{name}", f"gpb_{name}_add"]
+    library = Library(items)
+    for item in items:
+        library.run(item)
+    np.testing.assert_allclose(out, getattr(x * x, name)(axis=axis) + 1, rtol=1e-13)
+
+
+@needs_compiler
+def test_of_equal_maxima_argmax_takes_the_first_and_not_a_number_before_all():
+    x = np.zeros((4, 50), "f4")
+    x[0, [7, 40]], x[1, [3, 9]], x[2] = 2, (5, np.nan), -np.inf
+    out = np.zeros(4, np.int64)
+    (kernel,) = fuse([Call("argmax", np.argmax, (x,), out, {"axis": -1})], np.empty)
+    Library([kernel]).run(kernel)
+    assert out.tolist() == np.argmax(x, axis=-1).tolist() == [7, 9, 0, 0]
+
+
+# NVIDIA's compiler.
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+def test_kernels_compile_for_every_architecture_without_spilling_registers(architecture, fused):
+    try:
+        nvrtc.load()
+    except OSError as error:
+        pytest.skip(str(error))
+    names = ["rows of a population", "layer lstm f4", "layer softmax f8", "optimizer adamw", "loss huber classes"]
+    items = [item for name in names for item in fused[name][1] if isinstance(item, Kernel)]
+    code, log = nvrtc.compile("\n".join(dict.fromkeys(item.source for item in items)), architecture)
+    use = nvrtc.use(log)
+    assert len(code) > 1000
+    assert set(use) == {item.name for item in items}
+    assert {name: spilled for name, (_, spilled) in use.items() if spilled} == {}
+
+
+# Any tape.
+
+DTYPES = ["f4", "f8", "i8", "u4", "u1", "?"]
+BINARY = ["add", "subtract", "multiply", "maximum", "minimum", "less", "equal", "greater_equal"]
+
+
+@st.composite
+def tapes_of_calls(draw):
+    """Some calls on parts of few arrays: broadcast, in place, backwards, strided, with numbers and casts."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=2, max_size=4))
+    bases = [rng.integers(0, 5, [2 * n for n in shape]).astype(dtype) for dtype in dtypes]
+
+    def part(base, narrow):
+        cuts = []
+        for n in shape:
+            start, step = draw(st.sampled_from([(0, 1), (n, 1), (0, 2), (1, 2)]))
+            cut = np.arange(2 * n)[start::step][:n]
+            flip = draw(st.integers(0, 5)) == 0
+            one = narrow and draw(st.integers(0, 3)) == 0
+            stop = int(cut[0]) + (step if one else step * n)
+            cuts.append(slice(int(cut[0]), stop, step))
+            if flip and not one:
+                cuts[-1] = slice(int(cut[-1]), int(cut[0]) - step if cut[0] >= step else None, -step)
+        return base[tuple(cuts)]
+
+    calls = []
+    for _ in range(draw(st.integers(1, 6))):
+        out = part(draw(st.sampled_from(bases)), False)
+        reads = [part(draw(st.sampled_from(bases)), True) for _ in range(2)]
+        if draw(st.booleans()):
+            reads[0] = out
+        if draw(st.booleans()):
+            reads[1] = draw(st.sampled_from([0, 1, 3, 0.5, True]))
+        name = draw(st.sampled_from([*BINARY, "copyto"]))
+        inputs = tuple(reads[:1] if name == "copyto" else reads)
+        call = Call(name, getattr(np, name), inputs, out, {"casting": "unsafe"})
+        try:
+            make(call)
+        except TypeError:  # NumPy has no such loop
+            continue
+        calls.append(call)
+    assume(calls)
+    return calls
+
+
+@needs_compiler
+@settings(max_examples=12)
+@given(st.lists(tapes_of_calls(), min_size=1, max_size=8))
+def test_any_tape_of_calls_gives_the_numbers_of_numpy(several):
+    fused = [fuse(calls, np.empty) for calls in several]
+    library = Library(item for items in fused for item in items if isinstance(item, Kernel))
+    for calls, items in zip(several, fused, strict=True):
+        places = memory(calls)
+        start = [place.copy() for place in places]
+        for call in calls:
+            make(call)
+        expected = [place.copy() for place in places]
+        restore(places, start)
+        for item in items:
+            library.run(item) if isinstance(item, Kernel) else make(item)
+        for place, value in zip(places, expected, strict=True):
+            assert np.array_equal(place, value, equal_nan=place.dtype.kind == "f")

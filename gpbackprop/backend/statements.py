@@ -97,12 +97,15 @@ def literal(value: Any, dtype: Any) -> str:
         return number.hex() + ("f" if dtype.itemsize == 4 else "")
     if dtype.kind == "b":
         return "true" if value else "false"
-    return f"{int(value)}{ {'uint32': 'u', 'int64': 'll'}.get(dtype.name, '') }"
+    number = str(int(value)) + {"uint32": "u", "int64": "ll"}.get(dtype.name, "")
+    return f"({TYPES[dtype.name]}){number}" if dtype.itemsize < 4 else number
 
 
 def cast(text: str, of: Any, to: Any) -> str:
     """`text`, of the dtype `of` (None where C++ has widened it), as a value of the dtype `to`."""
-    return text if of == to else f"({TYPES[np.dtype(to).name]})({text})"
+    if of == to:
+        return text
+    return f"(({text}) != 0)" if to == np.dtype(bool) else f"({TYPES[np.dtype(to).name]})({text})"
 
 
 # Elementwise. f stands for the suffix of the float32 functions.
