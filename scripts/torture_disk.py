@@ -35,7 +35,7 @@ class Disk(disk.Calls):
         return self.named(self.at) if 0 < self.at <= len(self.log) else None
 
     def named(self, number: int) -> str:
-        """The name of a call, as "fsync of a temporary step"."""
+        """The name of a call, as "fsync of temporary step"."""
         return "{} of {}".format(*self.log[number - 1][:2])
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,11 +54,11 @@ class Disk(disk.Calls):
 
 
 def what(path: Any) -> str:
-    """What a path is to a run: a step, a record, a temporary one of these, a directory."""
+    """What a path is to a run: a step, a record, a temporary one of these, or a directory."""
     name = Path(path).name if isinstance(path, str | os.PathLike) else "?"
     if name.endswith(".tmp"):
-        return f"a temporary {what(name[1:].rsplit('.', 2)[0])}"
-    return "a step" if re.fullmatch(r"step-\d+\.h5", name) else name if name.endswith(".json") else "the directory"
+        return f"temporary {what(name[1:].rsplit('.', 2)[0])}"
+    return "step" if re.fullmatch(r"step-\d+\.h5", name) else name if name.endswith(".json") else "directory"
 
 
 def fails(code: int) -> Fault:
