@@ -364,6 +364,25 @@ def test_half_a_line_of_metrics_is_cut_off_before_the_line_is_written_again(tmp_
     assert outcome(tmp_path / "r") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("code", "fatal"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_never_syncs_a_directory_is_used_and_a_broken_one_is_told(
+    tmp_path, monkeypatch, code, fatal
+):
+    def fsync(fd):
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(code, os.strerror(code))
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc, which tells a directory from a file")
+    monkeypatch.setattr(disk.Calls, "fsync", staticmethod(fsync))
+    if fatal:
+        with pytest.raises(CheckpointError, match=r"did not confirm it: Input/output error"):
+            checkpoint.save(tmp_path, 1, content(1), keep=1)
+    else:
+        checkpoint.save(tmp_path, 1, content(1), keep=1)
+        assert checkpoint.latest(tmp_path)
+
+
 def test_a_log_and_facts_that_cannot_be_written_are_told_and_training_goes_on(tmp_path, monkeypatch, caplog):
     run = begun(tmp_path / "r")
     (tmp_path / "r" / "log.txt").mkdir()
