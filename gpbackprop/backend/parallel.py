@@ -1,8 +1,8 @@
-"""The members of a population on several cores: they have nothing to do with each other, so each thread takes some.
+"""Calls on several cores: each thread takes some members of a population, or some rows of the only one.
 
-NumPy lets other threads run while it computes. A call over K members is cut into one for each thread; as long as what
-the threads read and write lies apart they need not wait for each other, in the best case for a whole step. The bits are
-those of one thread: a member's numbers come from the same calls on the same rows.
+NumPy lets other threads run while it computes. As long as what the threads read and write lies apart they need not wait
+for each other: members have nothing to do with each other, in the best case for a whole step, and rows not between two
+products. The bits are those of one thread: each number comes from the same operations.
 """
 
 import math
@@ -29,19 +29,17 @@ def threads() -> int:
 
 
 def shared(calls: Sequence[Call], compile: Callable[[Sequence[Call]], Step], workers: int) -> Step | None:
-    """One call that makes all `calls`, those of many members on `workers` threads; None where that does not pay."""
+    """One call that makes all `calls`, large runs of them on `workers` threads; None where that does not pay."""
     products = [(*call.inputs[0].shape, call.inputs[1].shape[2]) for call in calls if call.name == "gemm"]
     members = max((size[0] for size in products), default=1)
-    if workers < 2 or members < workers or any(math.prod(size[1:]) > LARGEST for size in products):
+    if workers < 2 or (members > 1 and any(math.prod(size[1:]) > LARGEST for size in products)):
         return None
-    bounds = np.linspace(0, members, workers + 1).astype(int).tolist()
-    places = [slice(start, stop) for start, stop in pairwise(bounds)]
-    runs = [(run, cut and sum(call.out.size for call in run) >= LEAST) for run, cut in _runs(calls, members, places)]
+    runs = [(run, cut and sum(call.out.size for call in run) >= LEAST) for run, cut in _runs(calls, members, workers)]
     if not any(cut for _, cut in runs):
         return None
     return in_order(
         [
-            _together([compile([part(call, members, place) for call in run]) for place in places])
+            _together([compile(part) for part in zip(*(_parts(call, members, workers) for call in run), strict=True)])
             if cut
             else compile(run)
             for run, cut in runs
@@ -49,81 +47,86 @@ def shared(calls: Sequence[Call], compile: Callable[[Sequence[Call]], Step], wor
     )
 
 
-def _runs(calls: Sequence[Call], members: int, places: Sequence[slice]) -> Iterator[tuple[list[Call], bool]]:
-    """Runs of calls that can be cut, with True, and of those between."""
+def _runs(calls: Sequence[Call], members: int, workers: int) -> Iterator[tuple[list[Call], bool]]:
+    """Runs of calls that threads can share, with True, and of those between."""
     run: list[Call] = []
-    spans = _Spans(len(places))
-    cut = True
+    spans, cut = _Spans(workers), True
     for call in calls:
-        can = _has_members(call, members)
-        parts = [part(call, members, place) for place in places] if can else []
+        can = _divides(call, members, workers)
+        parts = _parts(call, members, workers) if can else []
         if run and (can != cut or (can and not spans.apart(parts))):
             yield run, cut
-            run, spans = [], _Spans(len(places))
+            run, spans = [], _Spans(workers)
         cut = can
-        if can:
-            spans.add(parts)
+        spans.add(parts)
         run.append(call)
     if run:
         yield run, cut
 
 
-def _has_members(call: Call, members: int) -> bool:
-    """Whether the first axis of what a call writes is that of the members, and each member's part a call of its own."""
-    out, options = call.out, call.options
-    if out is None or not isinstance(out, np.ndarray) or not out.ndim or len(out) != members:
+def _divides(call: Call, members: int, workers: int) -> bool:
+    """Whether a call writes something for each member (row of the only member) that is a call of its own."""
+    out, axis = call.out, int(members == 1)
+    if not isinstance(out, np.ndarray) or out.ndim <= axis or len(out) != members or out.shape[axis] < workers:
         return False
-    if call.name in ("sum", "max", "min", "mean", "argmax"):
-        axis, ndim = options.get("axis"), call.inputs[0].ndim
-        return axis is not None and all(a % ndim for a in np.atleast_1d(axis)) and len(call.inputs[0]) == members
-    return isinstance(call.function, np.ufunc) or call.name in ("gemm", "gather", "copyto")
+    if call.name in ("sum", "max", "min", "mean"):
+        (x,), axes = call.inputs, call.options.get("axis")
+        whole = axes is None or any(a % x.ndim <= axis for a in np.atleast_1d(axes))
+        return not whole and x.shape[: axis + 1] == out.shape[: axis + 1]
+    if call.name == "gemm":
+        return members > 1
+    return isinstance(call.function, np.ufunc) or call.name in ("gather", "copyto")
 
 
-def part(call: Call, members: int, place: slice) -> Call:
-    """The call for the members in `place`."""
-    table = call.inputs[:1] if call.name == "gather" else ()
-    inputs = tuple(
-        x[place] if i >= len(table) and isinstance(x, np.ndarray) and _leads(x, call, members) else x
-        for i, x in enumerate(call.inputs)
-    )
-    return replace(call, inputs=inputs, out=call.out[place])
+def _parts(call: Call, members: int, workers: int) -> list[Call]:
+    """The call as one for each thread."""
+    axis, out = int(members == 1), call.out
+    bounds = np.linspace(0, out.shape[axis], workers + 1).astype(int).tolist()
 
+    leading = call.name in ("gemm", "gather", "sum", "max", "min", "mean")  # the others broadcast from the last axis
 
-def _leads(x: np.ndarray, call: Call, members: int) -> bool:
-    whole = x.ndim >= call.out.ndim or not isinstance(call.function, np.ufunc)  # shorter ones broadcast
-    return bool(x.ndim) and len(x) == members and whole
+    def take(x: np.ndarray, start: int, stop: int) -> np.ndarray:
+        own = axis if leading else axis - (out.ndim - x.ndim)
+        alike = 0 <= own < x.ndim and x.shape[own] == out.shape[axis]
+        return x[(slice(None),) * own + (slice(start, stop),)] if alike else x
+
+    parts = []
+    table = call.inputs[:1] if call.name == "gather" else ()  # it is the same for all
+    for start, stop in pairwise(bounds):
+        rest = (take(x, start, stop) if isinstance(x, np.ndarray) else x for x in call.inputs[len(table) :])
+        parts.append(replace(call, inputs=(*table, *rest), out=take(out, start, stop)))
+    return parts
 
 
 class _Spans:
     """The memory that each thread writes and touches in a run."""
 
     def __init__(self, workers: int):
-        self.written: list[list[tuple[int, int]]] = [[] for _ in range(workers)]
-        self.touched: list[list[tuple[int, int]]] = [[] for _ in range(workers)]
+        self.written: list[set[tuple[int, int]]] = [set() for _ in range(workers)]
+        self.touched: list[set[tuple[int, int]]] = [set() for _ in range(workers)]
 
     def add(self, parts: Sequence[Call]) -> None:
         for n, call in enumerate(parts):
-            self.written[n].append(_span(call.out))
-            self.touched[n] += [_span(x) for x in (*call.inputs, call.out) if isinstance(x, np.ndarray)]
+            self.written[n].add(_span(call.out))
+            self.touched[n] |= {_span(x) for x in (*call.inputs, call.out) if isinstance(x, np.ndarray)}
 
     def apart(self, parts: Sequence[Call]) -> bool:
         """Whether no thread writes, with these calls added, what another one touches."""
         own = _Spans(len(parts))
         own.add(parts)
-        for n in range(len(parts)):
-            for m in range(len(parts)):
-                if n != m and (
-                    _meet(own.written[n], self.touched[m] + own.touched[m]) or _meet(self.written[n], own.touched[m])
-                ):
-                    return False
-        return True
+        return not any(
+            _meet(own.written[n], self.touched[m] | own.touched[m]) or _meet(self.written[n], own.touched[m])
+            for n in range(len(parts))
+            for m in range(len(parts))
+            if n != m
+        )
 
 
 def _span(x: np.ndarray) -> tuple[int, int]:
     return np.lib.array_utils.byte_bounds(x)
 
 
-def _meet(ones: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
+def _meet(ones: set[tuple[int, int]], others: set[tuple[int, int]]) -> bool:
     return any(a < d and c < b for a, b in ones for c, d in others)
 
 
