@@ -341,7 +341,7 @@ def test_nothing_waits_for_the_device_between_two_looks(fake):
     run.training.begin(1, 0, True)
     with fake_cupy.forbid_sync():
         for _ in range(2):
-            assert run._steps.run(run.step + 1, 1, run._probe, run._set_rate()) == 16
+            assert run._steps.run(run.step + 1, 1, run._probe, 16) == 16
         assert run._steps.run(run.step + 1, 1, run._probe, 5) == 1
 
 
@@ -427,6 +427,21 @@ def emulated(fake, monkeypatch):
     monkeypatch.setattr(fake.module, "RawModule", RawModule, raising=False)
     monkeypatch.setattr(kernels, "_compiled", {})
     return fake
+
+
+def test_kernels_that_do_not_compile_are_replaced_by_their_calls(fake, monkeypatch, caplog):
+    class CompileException(Exception):  # noqa: N818 (CuPy's name)
+        pass
+
+    def refuse(*arguments, **options):
+        raise CompileException("nvrtc: error: invalid value for --gpu-architecture\n...")
+
+    monkeypatch.setattr(fake.module, "RawModule", refuse, raising=False)
+    with caplog.at_level("INFO", "gpbackprop"):
+        there = trained(fake, epochs=1)
+    assert "kernels cannot be compiled, each call is one of its own: nvrtc: error" in caplog.text
+    assert there.history == trained("cpu", epochs=1).history
+    assert launched()
 
 
 @pytest.mark.slow

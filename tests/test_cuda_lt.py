@@ -3,6 +3,7 @@
 import itertools
 
 import fake_cupy
+import fake_lt
 import numpy as np
 import pytest
 
@@ -253,6 +254,30 @@ def test_where_the_heuristic_offers_no_bias_the_product_is_bound_without(machine
     assert [call.name for call in calls] == ["gemm", "add"]
     calls[0].function()
     assert np.array_equal(device.host(z), X @ W)
+
+
+@pytest.mark.parametrize("broken", [ADD_BIAS, ADD_ROWS])
+def test_an_epilogue_that_gives_wrong_results_is_not_used_and_the_log_says_so(machine, monkeypatch, caplog, broken):
+    right = fake_lt.Library._multiply
+
+    def multiply(left, b, out, epilogue, row, bits):
+        right(left, b, out, epilogue, row, bits)
+        if epilogue == broken:
+            row[...] = 0
+            out[...] += 1
+
+    monkeypatch.setattr(fake_lt.Library, "_multiply", staticmethod(multiply))
+    with caplog.at_level("INFO", "gpbackprop"):
+        lt = select("cuda").lane.lt
+    assert lt.epilogues == [each for each in (NOTHING, ADD_BIAS, ADD_ROWS) if each != broken]
+    assert f"epilogue {broken} of cuBLASLt is not used: a small product gives wrong results" in caplog.text
+
+
+def test_cublaslt_that_rounds_unasked_is_not_used(machine, monkeypatch, caplog):
+    monkeypatch.setitem(fake_lt.MANTISSA, 68, 10)
+    with caplog.at_level("INFO", "gpbackprop"):
+        assert select("cuda").lane.lt is None
+    assert "cuBLASLt cannot be used: a small product gives wrong results; look for NVIDIA_TF32_OVERRIDE" in caplog.text
 
 
 def test_a_product_without_any_algorithm_stays_the_call_that_it_was():

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop.backend import epilogues, faults
+from gpbackprop.backend import epilogues, faults, replay
 from gpbackprop.backend.faults import load, reason, version, visible
 from gpbackprop.backend.graphs import Captured, Repeated, lane
 from gpbackprop.backend.kernels import launchers
 from gpbackprop.backend.lt import layout
-from gpbackprop.backend.numpy import Array, Backend
-from gpbackprop.backend.tape import verb
+from gpbackprop.backend.numpy import Array, Backend, log
+from gpbackprop.backend.tape import Call, verb
 from gpbackprop.errors import DeviceError
 
 
@@ -147,7 +147,16 @@ class CudaBackend(Backend):
         why = f"{getattr(foreign, '__qualname__', foreign)} is Python code that may do something else every time"
         if self.lane.lt:
             calls = epilogues.bound(calls, partial(self.lane.lt.product, self.precision), self.lane.are_ones)
-        return launchers(calls, self.module), why if foreign else ""
+        return self._kernels(calls), why if foreign else ""
+
+    def _kernels(self, calls: Sequence[Call]) -> list[Callable[[], Any]]:
+        try:
+            return launchers(calls, self.module)
+        except Exception as error:
+            if type(error).__name__ != "CompileException":
+                raise
+            log.warning("kernels cannot be compiled, each call is one of its own: %s", faults.first_line(error))
+            return [launch for call in calls for launch in replay.as_it_is(call)]
 
     def _load_products(self) -> dict[Any, tuple[Callable[..., None], np.ndarray, np.ndarray]]:
         """The strided batched product of each dtype, with the 1 and 0 that it reads through pointers."""

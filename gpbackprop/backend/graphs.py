@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from gpbackprop.backend.lt import WORKSPACE, Lt
+from gpbackprop.backend.lt import NOTHING, WORKSPACE, Lt, wrong
 from gpbackprop.backend.tape import Tape
 
 Closure = Callable[[], Any]
@@ -44,10 +44,19 @@ class Lane:
         """cuBLASLt on this stream; None, and the log says why, where it cannot be used."""
         self._workspace = self.module.empty(WORKSPACE, np.uint8)
         try:
-            return Lt(self.stream.ptr, self._workspace.data.ptr)
+            lt = Lt(self.stream.ptr, self._workspace.data.ptr)
+            with self.stream:
+                failed = wrong(lt, self.module)
         except Exception as error:
             self.say(f"cuBLASLt cannot be used, {type(error).__name__}: {error}")
             return None
+        if NOTHING in failed:
+            self.say(f"cuBLASLt cannot be used: a small product {failed[NOTHING]}")
+            return None
+        for epilogue, text in failed.items():
+            log.info("epilogue %d of cuBLASLt is not used: a small product %s", epilogue, text)
+            lt.epilogues.remove(epilogue)
+        return lt
 
     @contextmanager
     def entered(self):

@@ -75,6 +75,7 @@ class Lt:
 
     def __init__(self, stream: int, workspace: int):
         self.library, self.stream, self.workspace = load(), stream, workspace
+        self.epilogues = [NOTHING, ADD_BIAS, ADD_ROWS]  # those that may be used
         number = self.library.cublasLtGetVersion()
         self.version = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
         self.handle = c.c_void_p()
@@ -97,13 +98,33 @@ class Lt:
         k = out.shape[0]
         left, right, result = layout(a, k), layout(b, k), layout(out, k)
         alike = a.dtype == b.dtype == out.dtype and out.dtype in (np.float32, np.float64)
-        if not (left and right and result and alike and a.size and b.size):
+        if not (left and right and result and alike and a.size and b.size and epilogue in self.epilogues):
             return None
         if result[0]:  # out' = b' a', where ' exchanges rows and columns
             turned = (x.swapaxes(-1, -2) for x in (b, a, out))
             return self.product(precision, *turned) if epilogue == NOTHING else None
         product = Product(self, (a, left), (b, right), (out, result), precision, epilogue, row)
         return product if product.found else None
+
+
+def wrong(lt: Lt, xp: Any) -> dict[int, str]:
+    """The epilogues whose results are not those of the host, with what happened, seen from a small product."""
+    a, row = 1 + np.arange(12, dtype=np.float32).reshape(1, 3, 4) * np.float32(2**-20), np.ones((1, 1, 4), np.float32)
+    found = {}
+    for epilogue in lt.epilogues:
+        left, right, out, given = (xp.array(x) for x in (a, np.eye(4, dtype=np.float32)[None], a * 0, row * 2))
+        try:
+            product = lt.product("float32", left, right, out, epilogue, given)
+            if product is None:
+                continue
+            product()
+            sums = a + 2 if epilogue == ADD_BIAS else a
+            rows = row if epilogue == ADD_ROWS else row * 2
+            if not (np.array_equal(xp.asnumpy(out), sums) and np.array_equal(xp.asnumpy(given), rows)):
+                found[epilogue] = "gives wrong results; look for NVIDIA_TF32_OVERRIDE in the environment"
+        except LtError as error:
+            found[epilogue] = str(error)
+    return found
 
 
 class Product:
