@@ -31,6 +31,7 @@ from gpbackprop.errors import CheckpointError, DataError, GPError, NumericalErro
 from gpbackprop.lock import Lock
 from gpbackprop.numerics import differences, numerics
 from gpbackprop.recorder import Recorder
+from gpbackprop.restoring import restore, roll_back
 from gpbackprop.stopping import stopping_at_signals
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
@@ -48,7 +49,7 @@ class Run:
 
     def __init__(self, path: Path, config: Config, trainer: Trainer, lock: Lock):
         self.path, self.config, self.trainer, self._lock = path, config, trainer, lock
-        self._inexact: list[str] = []
+        self._numerics, self._inexact = numerics(trainer.backend), list[str]()
 
     @classmethod
     def start(
@@ -112,9 +113,12 @@ class Run:
     def _expect_same_bits(self, allow_inexact: bool) -> None:
         """Raise UsageError, unless it is allowed, where training would go on with what may round otherwise."""
         before, trainer = read_facts(self.path).get("numerics"), self.trainer
-        if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted or not isinstance(before, dict):
+        if not isinstance(before, dict):
             return
-        self._inexact = differences(before, numerics(trainer.backend))
+        if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted:
+            self._numerics = before  # nothing is trained here
+            return
+        self._inexact = differences(before, self._numerics)
         if self._inexact and not allow_inexact:
             raise UsageError(
                 f"{self.path}: going on here would not end with the same bits as before:\n  "
@@ -170,29 +174,27 @@ class Run:
             log.info("%s: taken over from %s, which is gone", self.path, self._lock.stale)
         if self._inexact:
             log.warning("the bits may differ from here on:\n  %s", "\n  ".join(self._inexact))
+        stopped = False
         while True:
             try:
                 with Recorder(self.path, trainer) as recorder:
                     if train.on_nan == "rollback" and recorder.saved is None:
                         recorder.save()  # the start is a state to go back to
-                    trainer.fit(epochs, hooks=[_Holding(self._lock), recorder, *hooks])
+                    if not stopped:
+                        trainer.fit(epochs, hooks=[_Holding(self._lock), recorder, *hooks])
+                        stopped = trainer.epoch < trainer.epochs and not trainer.monitor.exhausted
                     recorder.save()
                 return
             except NumericalError as error:
                 if train.on_nan == "stop" or trainer.rollbacks >= train.rollbacks:
                     raise
-                self._roll_back(error)
-
-    def _roll_back(self, error: NumericalError) -> None:
-        found = checkpoint.latest(self.path / "checkpoints", warn=log.warning)
-        if found is None:
-            raise error
-        self.trainer.roll_back(arrays_of(self.trainer, found))
-        self._cut_metrics()
-        log.warning(
-            "%s. Rolled back: on from step %d (epoch %d) with half the learning rate, rollback %d of at most %d",
-            error, self.trainer.step, self.trainer.epoch + 1, self.trainer.rollbacks, self.trainer.train.rollbacks,
-        )  # fmt: skip
+                if not roll_back(trainer, self.path / "checkpoints"):
+                    raise
+                self._cut_metrics()
+                log.warning(
+                    "%s. Rolled back: on from step %d (epoch %d) with half the learning rate, rollback %d of up to %d",
+                    error, trainer.step, trainer.epoch + 1, trainer.rollbacks, train.rollbacks,
+                )  # fmt: skip
 
     def member(self, k: int, path: Path) -> "Run":
         """Member `k` of the population as a run of its own in the new directory `path`, as if trained alone.
@@ -255,7 +257,7 @@ class Run:
             "device": trainer.backend.name,
             "device_description": trainer.backend.description,
             "precision": trainer.train.precision,
-            "numerics": numerics(trainer.backend),
+            "numerics": self._numerics,
             "seeds": list(trainer.seeds),
             "parameters": trainer.network.parameter_count,
             "data": trainer.data.name,
@@ -293,7 +295,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def _replace(path: Path, text: str) -> None:
     """Write a small file, unless it says the same already; a crash or a power cut leaves the old or the new text."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     disk.replace(path, text.encode())
 
@@ -310,23 +312,6 @@ def read_metrics(path: Path) -> list[Row]:
             break
         rows.append(row)
     return rows
-
-
-def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
-    """Put the trainer where the checkpoint was written. Raises CheckpointError where they do not fit each other."""
-    trainer.restore(arrays_of(trainer, found))
-
-
-def arrays_of(trainer: Trainer, found: checkpoint.Checkpoint) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint for the trainer. Raises CheckpointError where they do not fit each other."""
-    expected: dict[str, Any] = {
-        path: ((None,), np.uint8) if isinstance(item, bytes) else (item.shape, item.dtype)
-        for path, item in trainer.content(check=False).items()
-    }
-    arrays = found.arrays("", expected)
-    if tuple(arrays["progress/seeds"].tolist()) != trainer.seeds:
-        raise CheckpointError(f"{found.path}: was trained with seeds {arrays['progress/seeds'].tolist()}")
-    return arrays
 
 
 def fresh_directory(name: str, root: Path = Path("runs")) -> Path:

@@ -159,8 +159,10 @@ class Trainer:
         self.training.begin(self.epoch, self.batch_in_epoch, self.train.shuffle)
         if self._steps is None or self._steps.update is not self.update:
             self._steps = Steps(self.training, self.optimizer, self.update)
+        if self.batch_in_epoch == self.steps_per_epoch:  # going on before the epoch's evaluation
+            self._set_rate(self.step - 1)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:
-            held = self._set_rate()
+            held = self._set_rate(self.step)
             done = self._steps.run(self.step, self.batch_in_epoch, self._probe, held)
             self.step += done
             self.batch_in_epoch += done
@@ -168,9 +170,9 @@ class Trainer:
                 hook.on_step(self)
         self.backend.sync()
 
-    def _set_rate(self) -> int:
-        """Bring the learning rates of the next step up to date; for how many steps, up to `unroll`, they stay."""
-        factors = self._factors_of(self.step)
+    def _set_rate(self, step: int) -> int:
+        """Bring the learning rates to those of a step; for how many steps, up to `unroll`, they stay."""
+        factors = self._factors_of(step)
         if factors != self._factors:
             self._factors = factors
             each = factors[0]
@@ -179,8 +181,8 @@ class Trainer:
             self.backend.xp.multiply(self.update.lr, each, out=self.update.rate)
         if self.backend.unroll == 1:
             return 1
-        later = range(self.step + 1, self.step + self.backend.unroll)
-        return 1 + sum(1 for _ in takewhile(lambda step: self._factors_of(step) == factors, later))
+        later = range(step + 1, step + self.backend.unroll)
+        return 1 + sum(1 for _ in takewhile(lambda other: self._factors_of(other) == factors, later))
 
     def _factors_of(self, step: int) -> list[float]:
         """The schedule's factors at a step of this epoch."""

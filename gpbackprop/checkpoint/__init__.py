@@ -27,7 +27,7 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 from gpbackprop.checkpoint.background import Saver
 from gpbackprop.checkpoint.format import VERSION
 from gpbackprop.checkpoint.reader import Checkpoint, Remains, read, salvage
-from gpbackprop.checkpoint.series import best, latest, mark_best, save
+from gpbackprop.checkpoint.series import best, files, go_back, latest, mark_best, save
 from gpbackprop.checkpoint.structure import DamagedError, Entry
 from gpbackprop.checkpoint.writer import image, write
 
@@ -39,6 +39,8 @@ __all__ = [
     "Remains",
     "Saver",
     "best",
+    "files",
+    "go_back",
     "image",
     "latest",
     "mark_best",

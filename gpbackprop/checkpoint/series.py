@@ -115,6 +115,28 @@ def latest(directory: Path, warn: Warn = warnings.warn, set_aside: bool = True) 
     )
 
 
+def files(directory: Path) -> dict[int, Path]:
+    """The checkpoint files of a directory by step, damaged ones among them."""
+    return {step: Path(directory) / name for step, name in _steps(directory).items()}
+
+
+def go_back(directory: Path, step: int) -> None:
+    """Make the checkpoint of `step` the newest: later ones are removed, and with them a best.json that names one.
+
+    Raises CheckpointError where the disk refuses. Whatever is done by then, `latest` finds a checkpoint of the run.
+    """
+    directory = Path(directory)
+    try:
+        later = {name for other, name in _steps(directory).items() if other > step}
+        if _named(directory / "best.json") in later:
+            disk.calls.unlink(directory / "best.json")
+        _record(directory / "last.json", {"file": f"step-{step:09d}.h5", "step": step})
+        for name in sorted(later, reverse=True):
+            disk.calls.unlink(directory / name)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: could not go back to step {step}: {error.strerror or error}") from error
+
+
 def _steps(directory: Path) -> dict[int, str]:
     """The files of ours, by step."""
     return {int(found[1]): name for name in disk.calls.listdir(directory) if (found := _FILE.fullmatch(name))}
