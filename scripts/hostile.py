@@ -43,6 +43,11 @@ def content(step: int = 1) -> dict[str, Any]:
     }
 
 
+def image_of(arrays: dict[str, Any]) -> bytes:
+    """The HDF5 image of a checkpoint, without its trailer."""
+    return bytes(checkpoint.image(arrays))
+
+
 def sealed(path: Path, data: bytes) -> Path:
     """Write an image with the trailer that it should have."""
     path.write_bytes(data + format.MAGIC + hashlib.sha256(data).digest())

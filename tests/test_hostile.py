@@ -14,16 +14,21 @@ import pytest
 
 import gpbackprop as gp
 from gpbackprop import checkpoint
-from gpbackprop.checkpoint import format, structure
+from gpbackprop.checkpoint import format, reader, structure
 from gpbackprop.errors import CheckpointError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import fuzz
 import hostile
+import torture_bits
 import torture_hostile
 from hostile import content, sealed
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, devices and links of a POSIX system")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="pipes, devices and links of a POSIX system"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),  # the children only read, and end
+]
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
@@ -53,6 +58,35 @@ def test_refusing_takes_little_memory(tmp_path, kind):
 def test_files_changed_at_random_with_the_right_digest_are_read_or_refused(tmp_path):
     row = torture_hostile.at_random(tmp_path, 500, seed=1)
     assert (row.injected, row.survived) == (500, 500), row.notes
+
+
+@pytest.mark.parametrize("kind", torture_bits.KINDS)
+def test_a_damaged_file_is_never_read_as_something_else(tmp_path, kind):
+    row = torture_bits.damaged(tmp_path, kind, torture_bits.KINDS[kind], 100, seed=2)
+    assert (row.injected, row.survived) == (100, 100), row.notes
+
+
+def test_other_bits_and_a_reader_that_dies_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_verified", lambda path, fd, size: memoryview(path.read_bytes())[:-48])
+    row = torture_bits.damaged(tmp_path, "bits", torture_bits.bits, 100, seed=2)
+    assert row.silent
+    monkeypatch.setattr(checkpoint, "read", lambda path: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(torture_bits, "written", lambda *args, **kwargs: (b"x" * 100, {}))
+    row = torture_bits.damaged(tmp_path, "bits", torture_bits.bits, 2, seed=2)
+    assert row.lost == 2
+    path = tmp_path / "a.h5"
+    assert "died" in torture_hostile.judged(path, "")[0]
+    monkeypatch.undo()
+    checkpoint.write(path, content())
+    assert torture_hostile.judged(path, "")[0] == "accepted"
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_what_the_fuzzer_asks_holds_for_its_seeds_and_for_parts_of_them(name):
+    target, seeds = fuzz.TARGETS[name]()
+    for seed in seeds:
+        target(seed)
+        target(seed[: len(seed) // 2])
 
 
 def test_libhdf5_is_given_nothing_to_read(tmp_path, monkeypatch):

@@ -233,3 +233,30 @@ def test_a_network_that_no_machine_has_room_for_is_refused_before_it_is_allocate
         checkpoint.write(path, {**arrays, "config": config})
         with pytest.raises(CheckpointError, match=r"is not what its config describes|population of 1000000000000"):
             gp.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": np.frombuffer(b"[" * 100_000 + b"\n", "u1")},
+        {"history": np.frombuffer(b"1\n", "u1")},
+        {"progress/monitor": np.zeros(1)},
+        {"progress/epoch": np.zeros(3, "i8")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_inspect_refuses_progress_and_history_that_nobody_wrote(run, change):
+    rewritten(**change)(run)
+    done = command("inspect", run)
+    assert done.returncode == 4, done.stderr
+    assert "its progress or history is not what gpbackprop writes" in done.stderr
+
+
+def test_inspect_shows_nothing_that_a_terminal_obeys(run):
+    path = steps(run)[-1]
+    text = checkpoint.read(path).arrays()["preparation/text"].tobytes().replace(b"setosa", b"\\u001b[2J")
+    rewritten(**{"preparation/text": np.frombuffer(text, "u1")})(run)
+    done = command("inspect", run)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "?[2J" in done.stdout

@@ -32,7 +32,12 @@ def command(model, best, as_json):
 
             show(model, as_json)
         raise
-    facts = _facts(checkpoint, found, read_facts(model) if is_run(model) else {})
+    try:
+        facts = _facts(checkpoint, found, read_facts(model) if is_run(model) else {})
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: its progress or history is not what gpbackprop writes ({type(error).__name__})"
+        ) from error
     if as_json:
         screen.print_json(facts)
     else:
@@ -47,7 +52,7 @@ def _facts(checkpoint, model, run: dict[str, Any]) -> dict[str, Any]:
 
     config, network, prep = model.config, model.network, model.preparation
     progress = checkpoint.arrays("progress")
-    history = [json.loads(line) for line in checkpoint.text("history").splitlines()]
+    history = [dict(json.loads(line)) for line in checkpoint.text("history").splitlines()]
     value, epoch = progress["monitor"][:2].tolist()
     return {
         "checkpoint": str(checkpoint.path),
@@ -109,6 +114,8 @@ def _order(path: str) -> list[int]:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    from gpbackprop.cli.remains import printable
+
     data = facts["data"]
     rows = [["layer", "output", "parameters", "arrays"], ["input", _shape(facts["inputs"]), "", ""]]
     for layer in facts["layers"]:
@@ -118,7 +125,7 @@ def _print(facts: dict[str, Any]) -> None:
         )
         rows.append(["  " * depth + name, _shape(layer["output"]), str(layer["parameters"]), arrays])
     members = f" x {facts['population']} members" if facts["population"] > 1 else ""
-    screen.result(f"{facts['name']}: {facts['checkpoint']} ({facts['bytes']} bytes)\n")
+    screen.result(f"{printable(facts['name'])}: {facts['checkpoint']} ({facts['bytes']} bytes)\n")
     screen.result(screen.table(rows))
     screen.result(f"  {facts['parameters']} parameters of {facts['dtype']}{members}\n")
     done = f"{facts['epochs']} of {facts['of_epochs']} epochs, {facts['steps']} steps"
@@ -142,7 +149,7 @@ def _print(facts: dict[str, Any]) -> None:
     if data["columns"]:
         lines["columns"] = _few([_column(column) for column in data["columns"]])
     lines["versions"] = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-    screen.result(screen.table([[name, text] for name, text in lines.items()], indent=""))
+    screen.result(screen.table([[name, printable(text)] for name, text in lines.items()], indent=""))
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, str]:
