@@ -110,7 +110,7 @@ def whole_step(run: gp.Trainer) -> list[Call]:
     training, clock = run.training, run.network.clock
     batch, xp = training.batch(run.batch_size), run.backend.xp
     training.begin(0, 0, True)
-    run._set_rate()
+    run.update.rate[...] = run.update.lr
 
     def count():
         xp.add(clock, 1, out=clock)

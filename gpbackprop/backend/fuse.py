@@ -23,6 +23,8 @@ from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import Shape, View, address, common, levels, pieces, view
 
 MOST = 4096  # elements of a row that are worked on together with others
+FEW = 8  # rows: with fewer, elements are worked on one by one
+PART = 1024  # elements, about, of a part of a longer row
 LONG = 64  # statements of a group: more would not find registers
 GATES = 4  # blocks of a larger space that a smaller one may be worked on with
 BACK = 12  # items that a call may move before
@@ -206,7 +208,7 @@ class Group:
         lead = next((i for i in range(len(part.shape)) if math.prod(part.shape[:i]) == math.prod(outer)), 0)
         finer = common(outer, part.shape[:lead])
         width = math.prod(part.shape[lead:])
-        if finer is not None and 1 < width <= (MOST if math.prod(outer) >= 8 else MOST // 4):
+        if finer is not None and 1 < width <= MOST and math.prod(outer) >= FEW:
             yield (*finer, *part.shape[lead:]), (*(False,) * len(finer), *(True,) * len(part.shape[lead:])), False, True
 
 
@@ -256,8 +258,9 @@ def split(part: Statement, empty: Empty) -> list[Statement]:
         return [part]
     axis = max((n, i) for i, (n, flag) in enumerate(zip(part.shape, part.inner, strict=True)) if flag)[1]
     n = part.shape[axis]
-    parts = min((d for d in range(1, math.isqrt(n) + 1) if n % d == 0), key=lambda d: abs(width // d - 1024))
-    if parts == 1 or parts == n:
+    divisors = [d for d in range(1, min(n, MOST) + 1) if n % d == 0]
+    parts = min(divisors, key=lambda d: abs(math.log(width / d / PART)))
+    if parts in (1, n):
         return [part]
     shape = (*part.shape[:axis], parts, n // parts, *part.shape[axis + 1 :])
     inner = (*part.inner[:axis], False, True, *part.inner[axis + 1 :])

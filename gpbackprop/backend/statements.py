@@ -97,8 +97,8 @@ def literal(value: Any, dtype: Any) -> str:
         return number.hex() + ("f" if dtype.itemsize == 4 else "")
     if dtype.kind == "b":
         return "true" if value else "false"
-    number = str(int(value)) + {"uint32": "u", "int64": "ll"}.get(dtype.name, "")
-    return f"({TYPES[dtype.name]}){number}" if dtype.itemsize < 4 else number
+    text = str(int(value)) + {"uint32": "u", "int64": "ll"}.get(dtype.name, "")
+    return f"({TYPES[dtype.name]}){text}" if dtype.itemsize < 4 else text
 
 
 def cast(text: str, of: Any, to: Any) -> str:
