@@ -9,6 +9,7 @@ cost. Times are medians of `REPEATS` turns by the clock of the host, each turn e
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import time
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # why something is not used
     try:
         backend = select(arguments.device)
     except DeviceError as error:

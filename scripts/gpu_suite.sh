@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # All that is to be seen on a machine with an NVIDIA GPU, in one command and under ten minutes:
 #
-#     bash scripts/gpu_suite.sh            PYTHON=... chooses an interpreter, OUT=... a folder for what is written
+#     bash scripts/gpu_suite.sh [STAGE...]     PYTHON=... chooses an interpreter, OUT=... a folder for what is written
 #
-# versions and figures of the device; the tests that need one; captured steps beside eager ones, and resumed runs; the
-# kernels once under compute-sanitizer; the bench beside PyTorch and JAX. Uses the Python at hand where it has CuPy,
+# The stages, all of them unless some are named:
+#   facts      versions; cuBLASLt; how exact float32 is; what a node of a graph costs
+#   graphs     captured steps beside the launches that they are made of, many steps a launch, resume at any step
+#   battery    all other tests that need a GPU
+#   sanitizer  a small run under compute-sanitizer: memcheck and racecheck
+#   bench      training steps beside those of PyTorch (eager, compiled, graphed) and JAX
+#
+# Uses the Python at hand where it has CuPy,
 # else makes an environment in .venv-gpu. A stage that cannot run says why; the last line sums up, and the exit code is
 # the number of stages that failed.
 set -uo pipefail
@@ -13,6 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-$(mktemp -d)}
 mkdir -p "$OUT"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+wanted=" ${*:-facts graphs battery sanitizer bench} "
 results=()
 failures=0
 
@@ -34,6 +41,8 @@ skip() {
   printf '\n=== %s\nskipped: %s\n' "$1" "$2"
   results+=("$1|skipped: $2|0")
 }
+
+wants() { [[ $wanted == *" $1 "* ]]; }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
 
@@ -69,11 +78,11 @@ except DeviceError as error:
     print(error)
 ')
 if [ -n "$why" ]; then
-  for name in facts graphs battery sanitizer bench; do skip "$name" "$why"; done
+  for name in facts graphs battery sanitizer bench; do ! wants $name || skip "$name" "$why"; done
 else
-  stage facts 90 "$python" scripts/gpu_facts.py --json "$OUT/facts.json"
-  stage graphs 120 "$python" -m pytest -q -m cuda -p no:cacheprovider tests/test_cuda_graphs.py tests/test_cuda_lt.py
-  stage battery 150 "$python" -m pytest -q -m cuda -p no:cacheprovider --ignore tests/test_cuda_graphs.py --ignore tests/test_cuda_lt.py tests
+  ! wants facts || stage facts 60 "$python" scripts/gpu_facts.py --json "$OUT/facts.json"
+  ! wants graphs || stage graphs 170 "$python" -m pytest -q -m cuda -p no:cacheprovider tests/test_cuda_graphs.py tests/test_cuda_lt.py
+  ! wants battery || stage battery 130 "$python" -m pytest -q -m cuda -p no:cacheprovider --ignore tests/test_cuda_graphs.py --ignore tests/test_cuda_lt.py tests
 
   cat >"$OUT/small.py" <<'PYTHON'
 import gpbackprop as gp
@@ -85,17 +94,19 @@ trainer = gp.Trainer(
 )
 print(trainer.fit(2)[-1])
 PYTHON
-  if command -v compute-sanitizer >/dev/null; then
+  if ! wants sanitizer; then :
+  elif command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-      stage "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" "$OUT/small.py"
+      stage "sanitizer-$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" "$OUT/small.py"
     done
   else
     skip sanitizer "compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"
   fi
 
-  for name in torch jax; do has $name || echo "bench: $name is not installed and takes no part"; done
   left=$((585 - SECONDS))
-  if [ "$left" -gt 60 ]; then
+  if ! wants bench; then :
+  elif [ "$left" -gt 60 ]; then
+    for name in torch jax; do has $name || echo "bench: $name is not installed and takes no part"; done
     stage bench "$left" "$python" scripts/bench.py --device cuda --measure step --rounds 5 \
       --rivals torch,compile,graph,jax,vmap,products --json "$OUT/bench.json"
   else

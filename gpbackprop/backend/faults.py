@@ -54,7 +54,10 @@ def told(error: BaseException, device: str) -> Exception | None:
 
 NO_DEVICE = "the NVIDIA driver works but shows no device; see whether nvidia-smi lists one"
 
-_MEMORY = "the device is out of memory; end other programs on it (nvidia-smi lists them) or use a smaller batch"
+_MEMORY = (
+    "the device is out of memory; end other programs on it (nvidia-smi lists them) or use a smaller batch; the rows of "
+    "a data set must fit into it as a whole, or be trained with --device cpu"
+)
 
 _GENERATION = (
     "this CuPy has no code for a device of this generation; install the extra of the other CUDA version "

@@ -68,6 +68,8 @@ def _run() -> int:
         _point_to_nowhere()
         return BROKEN_PIPE
     except MemoryError as error:
+        if (ours := _of_cuda(error)) is not None:
+            return _say(str(ours), MEMORY, trace=True)
         advice = "try a smaller train.batch_size, model or population, or a machine with more memory"
         return _say(f"out of memory: {str(error) or 'no further detail'}; {advice}", MEMORY, trace=True)
     except OSError as error:
