@@ -244,6 +244,7 @@ class Plan:
     ):
         self.network, self.batch, self.training = network, batch, training
         self.backend, self.xp, self.dtype, self.K = network.backend, network.backend.xp, network.dtype, network.K
+        self.draws = False  # whether something in it is drawn at random in each step
         self.tallies, self.carried = {} if tallies is None else tallies, carried
         size = None
         for _ in range(1 if measure else 2):  # the first pass measures, the second binds
@@ -252,6 +253,7 @@ class Plan:
             self.backwards: list[Closure] = []
             self.notes: list[Note] = []
             self.path: list[str] = []
+            self.sizes: dict[str, int] = {}  # bytes, by the path of the layer that asked for them
             self.x = Slot(self.scratch((batch, *network.row_shape)), None)
             self.lengths = self.scratch((batch,)) if network.lengths else None
             self.y = network.model.trace(self, self.x)
@@ -294,11 +296,23 @@ class Plan:
 
     def scratch(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """Work memory (K, *shape), of the plan's dtype unless told."""
-        return self.arena.take((self.K, *shape), dtype or self.dtype)
+        return self._take((self.K, *shape), dtype or self.dtype)
+
+    def _take(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        self._count(-self.arena.used)
+        array = self.arena.take(shape, dtype)
+        self._count(self.arena.used)
+        return array
+
+    def _count(self, size: int) -> None:
+        path = "/".join(self.path)
+        self.sizes[path] = self.sizes.get(path, 0) + size
 
     def constant(self, host: Any) -> Array:
         """A device array, of the plan's dtype, that no step changes."""
-        return self.backend.constant(np.asarray(host, self.dtype))
+        values = np.asarray(host, self.dtype)
+        self._count(values.nbytes)
+        return self.backend.constant(values)
 
     def tally(self, name: str, *shape: int) -> Array:
         """A float64 array (K, *shape) that adds up over the steps of a pass; plans with the same `tallies` share it."""
@@ -325,9 +339,12 @@ class Plan:
 
     def uniform(self, out: Array) -> Closure:
         """A call that fills `out` with numbers in [0, 1), a function of (seed, path, step, index)."""
+        self.draws = True
         keys = np.stack([random.key(seed, self.at("uniform")) for seed in self.network.seeds])
         key = self.backend.array(keys)
-        index = self.xp.arange(math.prod(out.shape[1:]), dtype=np.uint32).reshape(out.shape[1:])
+        count = math.prod(out.shape[1:])
+        self._count(4 * count)
+        index = self.xp.arange(0 if self.arena.buffer is None else count, dtype=np.uint32)
         bits = self.arena.take((2, *out.shape), np.uint32)
         step = self.network.clock if self.network.w is not None else None
         return lambda: random.uniform(self.xp, out, bits, index, key, step)

@@ -103,6 +103,11 @@ class Trainer:
                 f'{len(split)} rows; set batch_size = "full"'
             )
         self.update = optimizer.bind(self.network, objectives[0])
+        if self.update.every > self.steps_per_epoch * self.train.epochs:
+            raise ConfigError(
+                f"optimizer.accumulate = {self.update.every}: is more than the {self.steps_per_epoch} batches of each of "
+                f"the {self.train.epochs} epochs together, so that nothing would be learned; take a smaller number"
+            )
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
         self.rollbacks = self.rolled_from = self.rolled_to = 0  # how many, and the steps of the last one

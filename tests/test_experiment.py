@@ -137,7 +137,7 @@ def test_the_particles_of_a_swarm_are_no_members_to_take(tmp_path):
 def test_a_member_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     population = trained(tmp_path / "population", read(CONFIGS / "iris.toml", ["train.epochs=1", "population=2"]))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", lambda *_, **__: 1 / 0)
+        patch.setattr(checkpoint.Saver, "wait", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             population.member(0, tmp_path / "member")
     assert not (tmp_path / "member").exists()

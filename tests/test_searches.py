@@ -13,6 +13,7 @@ from gpbackprop.backend import random, select
 from gpbackprop.errors import ConfigError
 from gpbackprop.layers.combine import Chain
 from gpbackprop.layers.dense import Dense
+from gpbackprop.layers.dropout import Dropout
 from gpbackprop.layers.recurrent import SimpleRNN
 from gpbackprop.losses import BinaryCrossEntropy, HalfSquaredError, MeanSquaredError, SoftmaxCrossEntropy
 from gpbackprop.model import load
@@ -254,6 +255,11 @@ def test_levenberg_marquardt_damps_more_where_a_step_does_not_help():
     [
         (SoftmaxCrossEntropy(), Dense(3), "levenberg_marquardt is for least squares"),
         (HalfSquaredError(class_weights=(1.0, 2.0, 1.0)), Dense(3), "without class_weights"),
+        (
+            HalfSquaredError(),
+            Chain(Dropout(0.5), Dense(3)),
+            "dropout draws for a batch; leave dropout out, or take lbfgs",
+        ),
         (HalfSquaredError(), Chain(Dense(800), Dense(3)), "6403 parameters; it takes up to 4000. Take lbfgs"),
     ],
 )

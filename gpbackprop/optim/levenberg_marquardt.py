@@ -102,6 +102,11 @@ class GaussNewton:
         self.network = Network(network.model, network.row_shape, network.backend, seeds, network.dtype)
         self.network.clock = network.clock
         self.plan = Plan(self.network, 1, training=True)
+        if self.plan.draws:
+            raise ConfigError(
+                f"optimizer: {named} takes rows one by one, but dropout draws for a batch; leave dropout out, or take "
+                "lbfgs"
+            )
 
     def __call__(self) -> np.ndarray:
         at, K, P = self.at, self.at.network.K, self.at.network.params.size
