@@ -105,8 +105,8 @@ class Trainer:
         self.update = optimizer.bind(self.network, objectives[0])
         if self.update.every > self.steps_per_epoch * self.train.epochs:
             raise ConfigError(
-                f"optimizer.accumulate = {self.update.every}: is more than the {self.steps_per_epoch} batches of each of "
-                f"the {self.train.epochs} epochs together, so that nothing would be learned; take a smaller number"
+                f"optimizer.accumulate = {self.update.every}: is more than the {self.steps_per_epoch} batches of each "
+                f"of the {self.train.epochs} epochs together, so that nothing would be learned; take a smaller number"
             )
         self.evaluations: dict[str, Evaluation] = {}
         self.step = self.epoch = self.batch_in_epoch = 0
