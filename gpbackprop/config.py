@@ -137,15 +137,25 @@ def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | Non
         where = re.search(r"at line (\d+)", str(error))
         line = where[1] if where else str(text.count("\n") + 1)
         raise ConfigError(f"{origin}:{line}: is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+        why = (
+            "is nested too deeply" if isinstance(error, RecursionError) else f"holds a number that is too long: {error}"
+        )
+        raise ConfigError(f"{origin}: {why}") from None
     changed = [_apply(table, setting) for setting in settings]
     try:
         config = TypeAdapter(Config).validate_python(table)
     except ValidationError as error:
         raise ConfigError(_report(error, table, text, origin, changed)) from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: its layers are nested too deeply") from None
     if base is None:
         return config
     keys = ("source", "validation", "test")
     paths = {key: getattr(config.data, key) for key in keys if isinstance(getattr(config.data, key), str)}
+    for key, value in paths.items():
+        if "\0" in value:
+            raise ConfigError(f"{_place(('data', key), text, origin, changed)[1]}: data.{key}: {value!r} is no path")
     source = config.data.source
     if source in CATALOG or (source == Path(source).stem and not (base / source).exists()):
         del paths["source"]
@@ -155,7 +165,7 @@ def parse(text: str, origin: str, settings: Sequence[str] = (), base: Path | Non
             raise DataError(f"{_place(('data', 'source'), text, origin, changed)[1]}: data.source: {error}") from None
     folders = {key: Path() if ("data", key) in changed else base for key in paths}
     absolute: dict[str, Any] = {
-        key: os.path.abspath(folders[key] / Path(path).expanduser()) for key, path in paths.items()
+        key: os.path.abspath(folders[key] / os.path.expanduser(path)) for key, path in paths.items()
     }
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
 

@@ -115,6 +115,8 @@ def outline(found: checkpoint.Checkpoint, device: str | Backend = "cpu") -> Mode
         raise CheckpointError(
             f"{found.path}: its config cannot be used by this version of gpbackprop: {error}"
         ) from error
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{found.path}: its config describes a network that nobody can make: {error}") from error
 
 
 def _outline(found: checkpoint.Checkpoint, backend: Backend) -> Model:

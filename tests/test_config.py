@@ -415,3 +415,29 @@ def test_a_name_of_the_catalog_stays_a_name(tmp_path):
     (tmp_path / "iris").mkdir()
     (tmp_path / "c.toml").write_text(GOOD)
     assert read(tmp_path / "c.toml").data.source == "iris"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("units = 3", "units = " + "9" * 5000), "a number that is too long"),
+        (("units = 3", "units = " + "[" * 5000), "nested too deeply"),
+        (
+            ("[[model]]\n", "\ntype = 'residual'\n".join(f"[[model{'.layers' * n}]]" for n in range(900)) + "\n"),
+            "too deeply",
+        ),
+        (('source = "iris"', r'source = "a\u0000.csv"'), "data.source: .* is no path"),
+    ],
+    ids=["digits", "brackets", "layers", "NUL"],
+)
+def test_what_a_fuzzer_would_write_is_refused_with_the_reason(change, why):
+    text = (Path(__file__).parent.parent / "configs" / "iris.toml").read_text(encoding="utf-8")
+    assert text.count(change[0])
+    with pytest.raises(ConfigError, match=why):
+        parse(text.replace(*change, 1), "odd.toml", base=Path("."))
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other():
+    text = (Path(__file__).parent.parent / "configs" / "iris.toml").read_text(encoding="utf-8")
+    found = parse(text.replace('source = "iris"', 'source = "~no-such-user/a.csv"'), "odd.toml", base=Path("/data"))
+    assert found.data.source == "/data/~no-such-user/a.csv"

@@ -224,15 +224,27 @@ def test_inspect_reads_no_parameter(run, monkeypatch):
     assert not [entry for entry in read if entry in entries]
 
 
-def test_a_network_that_no_machine_has_room_for_is_refused_before_it_is_allocated(run):
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("units = 5", "units = 500000000000"),
+        ("units = 5", "units = 1" + 400 * "0"),
+        ("units = 5", "units = 1" + 5000 * "0"),
+        ("population = 1\n", "population = 1000000000000\n"),
+        ("units = 5", "units = 0"),
+        ("model = [", "model = [" + 500 * "["),
+    ],
+    ids=range(6),
+)
+def test_a_config_that_no_machine_has_room_for_is_refused_before_anything_is_allocated(run, change):
     path = steps(run)[-1]
     arrays = checkpoint.read(path).arrays()
-    for change in (b"units = 5", b"units = 500000000000"), (b"population = 1\n", b"population = 1000000000000\n"):
-        config = arrays["config"].tobytes().replace(*change)
-        assert config != arrays["config"].tobytes()
-        checkpoint.write(path, {**arrays, "config": config})
-        with pytest.raises(CheckpointError, match=r"is not what its config describes|population of 1000000000000"):
-            gp.load(path)
+    config = arrays["config"].tobytes().decode().replace(*change)
+    assert config.encode() != arrays["config"].tobytes()
+    checkpoint.write(path, {**arrays, "config": config.encode()})
+    why = "not what its config describes|population of 1000000000000|config cannot be used|nobody can make"
+    with pytest.raises(CheckpointError, match=why):
+        gp.load(path)
 
 
 @pytest.mark.parametrize(
