@@ -35,10 +35,11 @@ pytestmark = [
 def test_a_hostile_file_is_refused_at_once_by_name(tmp_path, kind):
     build, why = hostile.KINDS[kind]
     path = hostile.make(tmp_path, build)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     with pytest.raises(CheckpointError, match=why) as error:
         checkpoint.read(path).arrays()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - worked < 1
+    assert time.perf_counter() - start < 10  # on a machine that does other work too
     assert str(path) in str(error.value)
     assert str(error.value).isascii()
     assert len(str(error.value)) < 1000

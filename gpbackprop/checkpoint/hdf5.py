@@ -196,6 +196,8 @@ class Image:
         head = self.fields(address, "a B-tree")
         head.expect(b"BTHD\0\5" + NODE.to_bytes(4, "little") + RECORD.to_bytes(2, "little"))
         depth, _, root, count = head.number(2), head.bytes(2), head.number(8), head.number(2)
+        if (total := head.number(8)) > format.OBJECTS:  # the walk would end there, too, but later
+            raise BrokenError(f"a group of {total}, more than {format.OBJECTS} objects")
         most, below = [(NODE - 10) // RECORD], [(NODE - 10) // RECORD]  # in one node of each depth; in all below it
         while len(most) <= min(depth, 8):
             pointer = 9 + (_bytes_for(below[-1]) if len(most) > 1 else 0)
