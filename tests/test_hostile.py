@@ -15,7 +15,8 @@ import pytest
 import gpbackprop as gp
 from gpbackprop import checkpoint
 from gpbackprop.checkpoint import format, reader, structure
-from gpbackprop.errors import CheckpointError
+from gpbackprop.data import csv
+from gpbackprop.errors import CheckpointError, DataError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -198,3 +199,21 @@ def test_no_hdf5_plugin_is_ever_loaded():
     code = "import os, gpbackprop.checkpoint; print(os.environ['HDF5_PLUGIN_PRELOAD'])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "::\n"
+
+
+def test_a_csv_of_very_many_columns_takes_no_longer_for_each(tmp_path):
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join(map(str, range(100_000))) + "\n")
+    start = time.process_time()
+    layout = csv.scan(path)
+    columns, _ = csv.read(layout, dict(zip(layout.names, layout.numeric, strict=True)))
+    assert len(columns) == 100_000
+    assert time.process_time() - start < 5
+
+
+def test_a_cell_of_very_many_letters_is_not_all_shown(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("a\n" + "9" * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"line 2, column 'a': '9+\.\.\. \(100000 letters\)' is infinite") as error:
+        csv.read(csv.scan(path), {"a": True})
+    assert len(str(error.value)) < 500

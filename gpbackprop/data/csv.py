@@ -153,9 +153,10 @@ def read(layout: Layout, kinds: dict[str, bool]) -> tuple[dict[str, Cells], np.n
     row. Raises DataError, with line and column, for text or an infinity among the numbers.
     """
     lines = np.empty(layout.rows, np.int64)
+    places = {name: at for at, name in enumerate(layout.names)}
     columns: list[tuple[int, str, np.ndarray, dict[str, int] | None]] = [
         (
-            layout.names.index(name), name, np.empty(layout.rows, np.float64 if numeric else np.int32),
+            places[name], name, np.empty(layout.rows, np.float64 if numeric else np.int32),
             None if numeric else {},
         )
         for name, numeric in kinds.items()
@@ -183,16 +184,17 @@ def read(layout: Layout, kinds: dict[str, bool]) -> tuple[dict[str, Cells], np.n
 def _value(layout: Layout, line: int, name: str, cell: str) -> float:
     """The number in a cell of a column of numbers, NaN where it is missing."""
     value = number(cell)
+    if value is not None and math.isfinite(value):
+        return value
+    shown = repr(cell if len(cell) < 60 else f"{cell[:50]}... ({len(cell)} letters)")
     if value is None or value != value:
         if is_missing(cell):
             return math.nan
         raise DataError(
-            f"{layout.path}, line {line}, column {name!r}: {cell!r} is not a number, but the others of the column "
+            f"{layout.path}, line {line}, column {name!r}: {shown} is not a number, but the others of the column "
             "are; correct it, leave it empty (a missing value), or leave the column out with `inputs`"
         )  # fmt: skip
-    if math.isinf(value):
-        raise DataError(
-            f"{layout.path}, line {line}, column {name!r}: {cell!r} is infinite; expected a finite number, "
-            "or nothing (a missing value)"
-        )
-    return value
+    raise DataError(
+        f"{layout.path}, line {line}, column {name!r}: {shown} is infinite; expected a finite number, "
+        "or nothing (a missing value)"
+    )
