@@ -161,9 +161,36 @@ def test_a_reduction_of_long_rows_is_done_in_parts(name, shape, axis):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("shape", "axis"), [((3, 700), 1), ((2, 50, 40), 1), ((5, 4, 3, 70), (1, 3)), ((300,), 0)])
+def test_rows_that_a_team_walks_over_in_steps_give_what_their_calls_give(shape, axis):
+    """A softmax with its loss, where a value of the row is needed before the elements go on."""
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=shape), rng.uniform(size=shape)
+    z, p, weighed = (np.zeros(shape) for _ in range(3))
+    row = [np.zeros_like(x.max(axis=axis, keepdims=True)) for _ in range(3)]
+    axes = {"axis": axis, "keepdims": True}
+    calls = [
+        Call("max", np.max, (x,), row[0], axes),
+        Call("subtract", np.subtract, (x, row[0]), z),
+        Call("exp", np.exp, (z,), p),
+        Call("sum", np.sum, (p,), row[0], axes),
+        Call("divide", np.divide, (p, row[0]), p),
+        Call("log", np.log, (row[0],), row[1]),
+        Call("multiply", np.multiply, (z, t), weighed),
+        Call("sum", np.sum, (weighed,), row[2], axes),
+        Call("subtract", np.subtract, (row[1], row[2]), row[2]),
+        Call("multiply", np.multiply, (p, row[2]), z),
+    ]
+    items = fuse(calls, np.empty)
+    assert len(items) == 1
+    assert "for (int i = live" in items[0].source
+    prove(calls, items, Library(items))
+
+
+@needs_compiler
 def test_of_equal_maxima_argmax_takes_the_first_and_not_a_number_before_all():
-    x = np.zeros((4, 50), "f4")
-    x[0, [7, 40]], x[1, [3, 9]], x[2] = 2, (5, np.nan), -np.inf
+    x = np.zeros((4, 350), "f4")
+    x[0, [7, 300]], x[1, [3, 9]], x[2] = 2, (5, np.nan), -np.inf
     out = np.zeros(4, np.int64)
     (kernel,) = fuse([Call("argmax", np.argmax, (x,), out, {"axis": -1})], np.empty)
     Library([kernel]).run(kernel)

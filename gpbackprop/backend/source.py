@@ -5,14 +5,13 @@ a loop over the row lasts, or throughout where a thread has at most one of them.
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpbackprop.backend.layout import Layout
 from gpbackprop.backend.statements import TYPES, Row, Statement
 from gpbackprop.backend.tape import Call
-from gpbackprop.backend.views import Shape, View, levels
+from gpbackprop.backend.views import View
 
 if TYPE_CHECKING:
     from gpbackprop.backend.fuse import Group
@@ -56,14 +55,9 @@ def write(group: "Group") -> Kernel:
     return Writer(group).kernel()
 
 
-Strides = tuple[Shape, Shape]
-
-
 class Writer:
     def __init__(self, group: "Group"):
-        self.members = group.members
-        self._lay_out(group)
-        self._share_out()
+        self.members, self.at = group.members, Layout(group)
         self.pointers: dict[tuple[int, str], tuple[str, View]] = {}
         self.written: set[tuple[int, str]] = set()
         self.lines: list[str] = []  # of the kernel, for each thread of a row
@@ -77,57 +71,6 @@ class Writer:
         self.shared: set[str] = set()
         self.count = 0
 
-    # Space.
-
-    def _lay_out(self, group: "Group") -> None:
-        """The strides of all views over as few axes as will do."""
-        self.strides: dict[tuple[int, bool], Strides] = {}
-        views = [(place, full) for part, full in self.members for place in _views(part)]
-        found = [levels(place, group.shape, group.inner, full) for place, full in views]
-        outer = [n for n, flag in zip(group.shape, group.inner, strict=True) if not flag]
-        inner = [n for n, flag in zip(group.shape, group.inner, strict=True) if flag]
-        sizes = [place.dtype.itemsize for place, _ in views]
-        rows = [tuple(s // size for s in o) for (o, _), size in zip(found, sizes, strict=True)]
-        cells = [tuple(s // size for s in i) or (0,) * len(inner) for (_, i), size in zip(found, sizes, strict=True)]
-        self.outer, rows = _merged(outer, rows)
-        self.inner, cells = _merged(inner, cells)
-        for (place, full), row, cell in zip(views, rows, cells, strict=True):
-            self.strides[id(place), full] = row, cell if any(cell) else ()
-        ends = [sum((n - 1) * abs(s) for n, s in zip((*self.outer, *self.inner), (*r, *c), strict=True))
-                for r, c in zip(rows, cells, strict=True)]  # fmt: skip
-        self.many, self.width = math.prod(self.outer), math.prod(self.inner)
-        wide = max([self.many * self.width + 2048, *ends]) >= 2**31
-        self.integer = "long long" if wide else "int"
-
-    def _share_out(self) -> None:
-        """How many threads a row gets (`team`), how many rows a block (`side`), and which are neighbours."""
-        if not self.inner:
-            self.team, self.block = 1, 256 if self.many >= 2**16 else 128
-            self.side, self.columns = self.block, True
-            return
-        full = [self.strides[id(place), full] for part, full in self.members if full for place in _views(part)]
-        across = sum(bool(row) and abs(row[-1]) == 1 for row, cell in full if cell)
-        along = sum(abs(cell[-1]) == 1 for _, cell in full if cell)
-        self.columns = across > along and self.many > 1
-        if self.columns:  # neighbouring threads read neighbouring rows
-            self.side = min(32, _power(self.many))
-            self.team = min(_power(self.width), (256 if self.width <= 256 else 1024) // self.side)
-        else:
-            self.team = min(_power(self.width), 256)
-            self.side = max(1, min(128 // self.team, max(32 // self.team, _power(self.many))))
-        self.block = self.team * self.side
-
-    @property
-    def grid(self) -> int:
-        return -(-self.many // self.side)
-
-    @property
-    def once(self) -> bool:
-        """A thread has at most one element of a row."""
-        return self.width <= self.team
-
-    # Text.
-
     def kernel(self) -> Kernel:
         for part, full in self.members:
             if full:
@@ -135,7 +78,7 @@ class Writer:
             else:
                 self._row(part)
         self._close()
-        if self.once:
+        if self.at.once:
             self._store_cells(self.lines, "inside")
         if self.row_stores:
             self._store_rows()
@@ -143,8 +86,8 @@ class Writer:
             f"{'' if key in self.written else 'const '}{TYPES[place.dtype.name]}* __restrict__ {name}"
             for key, (name, place) in self.pointers.items()
         )
-        body = "".join(f"  {line}\n" for line in (*self._places(), *self.lines))
-        text = f"__launch_bounds__({self.block})\nNAME({arguments}) {{\n{body}}}\n"
+        body = "".join(f"  {line}\n" for line in (*self.at.places(), *self._team(), *self.lines))
+        text = f"__launch_bounds__({self.at.block})\nNAME({arguments}) {{\n{body}}}\n"
         kinds = list(dict.fromkeys(part.name for part, _ in self.members))
         name = f"gpb_{'_'.join(kinds[:3])}_{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
         source = f'{PRELUDE}\nextern "C" __global__ void {text.replace("NAME", name, 1)}'
@@ -152,30 +95,12 @@ class Writer:
         types = tuple(TYPES[place.dtype.name] for place in places)
         calls = tuple({id(part.call): part.call for part, _ in self.members}.values())
         addresses, arrays = tuple(place.address for place in places), tuple(place.array for place in places)
-        return Kernel(name, source, addresses, arrays, types, self.grid, self.block, calls)
+        return Kernel(name, source, addresses, arrays, types, self.at.grid, self.at.block, calls)
 
-    def _places(self) -> list[str]:
-        """The lines that say which row and which element of it a thread is at."""
-        whole, lines = self.integer, []
-        if not self.inner:
-            lines.append(f"const {whole} row = ({whole})blockIdx.x * {self.block} + threadIdx.x;")
-            lines.append(f"if (row >= {self.many}) return;")
-            return lines + _indices("o", "row", self.outer, whole)
-        at, lane = f"threadIdx.x % {self.side}", f"threadIdx.x / {self.side}"
-        if not self.columns:
-            at, lane = f"threadIdx.x / {self.team}", f"threadIdx.x % {self.team}"
-        lines.append(f"const int lane = {lane};")
-        lines.append(f"const {whole} row = ({whole})blockIdx.x * {self.side} + {at};")
-        lines.append(f"const bool live = row < {self.many};")
-        lines += _indices("o", "row", self.outer, whole)
-        if self.once:
-            lines.append(f"const bool inside = live && lane < {self.width};")
-            lines += _indices("i", "lane", self.inner, whole)
-        if self.shared:
-            lines.append(f"const int first = {at if self.columns else 'threadIdx.x - lane'};")
-        for kind in sorted(self.shared):
-            lines.append(f"__shared__ {kind} shared_{kind.replace(' ', '_')}[{self.block}];")
-        return lines
+    def _team(self) -> list[str]:
+        """What the threads of a row share, where they do."""
+        shared = [f"__shared__ {kind} {self._steps(kind)}[{self.at.block}];" for kind in sorted(self.shared)]
+        return [f"const int first = {self.at.first};", *shared] if shared else []
 
     def _name(self) -> str:
         self.count += 1
@@ -187,28 +112,14 @@ class Writer:
 
     def _at(self, place: View, full: bool) -> str:
         """An element of memory, as C++ writes it."""
-        return f"{self._pointer(place)}[{self._offset(place, full)}]"
-
-    def _offset(self, place: View, full: bool) -> str:
-        row, cell = self.strides[id(place), full]
-        terms = [_term(f"o{a}", s) for a, s in enumerate(row) if s] + [
-            _term(f"i{a}", s) for a, s in enumerate(cell) if s
-        ]
-        return " + ".join(terms) or "0"
-
-    def _key(self, place: View, full: bool) -> Any:
-        return place.address, place.dtype.name, *self.strides[id(place), full]
-
-    def _within(self, place: View, full: bool) -> bool:
-        """Whether a view has more than one element a row."""
-        return full and bool(self.strides[id(place), full][1])
+        return f"{self._pointer(place)}[{self.at.offset(place, full)}]"
 
     def _open(self) -> list[str]:
         """Where statements on elements are written."""
-        if self.once:
+        if self.at.once:
             return self.lines
         if self.body is None:
-            self.body = _indices("i", "i", self.inner, self.integer)
+            self.body = self.at.elements()
         return self.body
 
     def _value(self, read: View | Row, full: bool) -> str:
@@ -216,9 +127,9 @@ class Writer:
         if isinstance(read, Row):
             index = self._value(read.index, full)
             start = f"{index} * {read.step}ll" if read.step > 1 else index
-            text = f"{self._pointer(read.table)}[{start} + {self._offset(read.table, full)}]"
+            text = f"{self._pointer(read.table)}[{start} + {self.at.offset(read.table, full)}]"
             return self._read(text, read.table, full)
-        within, key = self._within(read, full), self._key(read, full)
+        within, key = self.at.within(read, full), self.at.key(read, full)
         known = self.cells if within else self.rows
         if key not in known:
             known[key] = self._read(self._at(read, full), read, within)
@@ -226,7 +137,7 @@ class Writer:
 
     def _read(self, text: str, place: View, within: bool) -> str:
         kind = TYPES[place.dtype.name]
-        guard = "" if not self.inner or (within and not self.once) else "inside" if within else "live"
+        guard = "" if not self.at.inner or (within and not self.at.once) else "inside" if within else "live"
         name = self._name()
         text = f"{guard} ? {text} : ({kind})0" if guard else text
         (self._open() if within else self.lines).append(f"const {kind} {name} = {text};")
@@ -235,9 +146,9 @@ class Writer:
     def _wait(self, part: Statement, full: bool) -> None:
         """End the loop where a statement needs, or changes, what only its end will give."""
         places = [read.index if isinstance(read, Row) else read for read in part.reads]
-        keys = {self._key(place, full) for place in places if not self._within(place, full)}
+        keys = {self.at.key(place, full) for place in places if not self.at.within(place, full)}
         if not full or part.join:
-            keys.add(self._key(part.out, full))
+            keys.add(self.at.key(part.out, full))
         if keys & self.waiting:
             self._close()
 
@@ -257,7 +168,7 @@ class Writer:
 
     def _keep(self, place: View, full: bool, text: str, lines: list[str]) -> None:
         """The new value of an element; memory gets it later."""
-        name, within, key = self._name(), self._within(place, full), self._key(place, full)
+        name, within, key = self._name(), self.at.within(place, full), self.at.key(place, full)
         lines.append(f"const {TYPES[place.dtype.name]} {name} = {text};")
         self._pointer(place)
         self.written.add((place.address, place.dtype.name))
@@ -268,15 +179,15 @@ class Writer:
         """A reduction: each thread over its own elements, then all threads of the row, in a binary tree."""
         kind, best = TYPES[part.dtype.name], self._name()
         start = {"sum": "0", "min": "GPB_INFINITY"}.get(part.join, "-GPB_INFINITY")
-        ends = self.lines if self.once else self.ends
-        place, steps = "lane" if self.once else "i", self._steps(kind)
+        ends = self.lines if self.at.once else self.ends
+        place, steps = "lane" if self.at.once else "i", self._steps(kind)
         if part.join == "argmax":
             found, at = self._name(), self._steps("long long")
-            if self.once:
+            if self.at.once:
                 self.lines.append(f"const {kind} {best} = inside ? {text} : ({kind})({start});")
-                self.lines.append(f"const long long {found} = inside ? lane : {self.width};")
+                self.lines.append(f"const long long {found} = inside ? lane : {self.at.width};")
             else:
-                self.lines.append(f"{kind} {best} = {start}; long long {found} = {self.width};")
+                self.lines.append(f"{kind} {best} = {start}; long long {found} = {self.at.width};")
                 value = self._name()
                 self._open().append(f"const {kind} {value} = {text};")
                 self._open().append(
@@ -289,7 +200,7 @@ class Writer:
             result = f"{at}[first]"
         else:
             join = {"sum": "{} + {}", "max": "gpb_maximum({}, {})", "min": "gpb_minimum({}, {})"}[part.join]
-            if self.once:
+            if self.at.once:
                 self.lines.append(f"const {kind} {best} = inside ? {text} : ({kind})({start});")
             else:
                 self.lines.append(f"{kind} {best} = {start};")
@@ -298,27 +209,23 @@ class Writer:
             ends += self._tree(f"{a} = {best};", f"{a} = {join.format(a, b)};")
             result = f"{steps}[first]"
         self._keep(part.out, True, part.tail.format(result), ends)
-        ends.append(self._sync)
-        if not self.once:
-            self.waiting.add(self._key(part.out, True))
+        ends.append(self.at.sync)
+        if not self.at.once:
+            self.waiting.add(self.at.key(part.out, True))
 
     def _steps(self, kind: str) -> str:
         self.shared.add(kind)
         return f"shared_{kind.replace(' ', '_')}"
 
-    @property
-    def _sync(self) -> str:
-        return "__syncwarp();" if not self.columns and self.team <= 32 else "__syncthreads();"
-
     def _tree(self, begin: str, join: str) -> list[str]:
-        step = self.side if self.columns else 1
+        step = self.at.side if self.at.columns else 1
         return [
             begin,
-            self._sync,
-            f"for (int half = {self.team // 2}; half; half /= 2) {{",
+            self.at.sync,
+            f"for (int half = {self.at.team // 2}; half; half /= 2) {{",
             f"  const int other = threadIdx.x + half * {step};",
             f"  if (lane < half) {{ {join} }}",
-            f"  {self._sync}",
+            f"  {self.at.sync}",
             "}",
         ]
 
@@ -326,8 +233,9 @@ class Writer:
         """Write the open loop, and what comes behind it."""
         if self.body is not None:
             self._store_cells(self.body, "")
-            loop = f"for ({self.integer} i = live ? lane : {self.width}; i < {self.width}; i += {self.team}) {{"
-            self.lines += [loop, *(f"  {line}" for line in self.body), "}"]
+            start = f"{self.at.integer} i = live ? lane : {self.at.width}"
+            self.lines.append(f"for ({start}; i < {self.at.width}; i += {self.at.team}) {{")
+            self.lines += [*(f"  {line}" for line in self.body), "}"]
             self.cells.clear()
         self.lines += self.ends
         self.body, self.ends = None, []
@@ -341,48 +249,9 @@ class Writer:
     def _store_rows(self) -> None:
         """After all threads of the row have read what it changes, one of them writes it."""
         guard = ""
-        if self.inner:
-            self.lines.append(self._sync)
+        if self.at.inner:
+            self.lines.append(self.at.sync)
             guard = "if (live && lane == 0) "
         for key, place in self.row_stores.items():
-            full = (id(place), True) in self.strides
+            full = (id(place), True) in self.at.strides
             self.lines.append(f"{guard}{self._at(place, full)} = {self.rows[key]};")
-
-
-def _views(part: Statement) -> list[View]:
-    places = [part.out]
-    for read in part.reads:
-        places += [read.table, read.index] if isinstance(read, Row) else [read]
-    return places
-
-
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()
-
-
-def _term(index: str, stride: int) -> str:
-    return index if stride == 1 else f"{index} * {stride}"
-
-
-def _indices(letter: str, linear: str, shape: Sequence[int], whole: str) -> list[str]:
-    """The index along each axis from that into all elements."""
-    lines, below = [], 1
-    for a in range(len(shape) - 1, -1, -1):
-        text = f"{linear} / {below}" if below > 1 else linear
-        text += f" % {shape[a]}" if a else ""
-        lines.append(f"const {whole} {letter}{a} = {text};")
-        below *= shape[a]
-    return lines
-
-
-def _merged(shape: Sequence[int], strides: Sequence[Shape]) -> tuple[Shape, list[Shape]]:
-    """The same points with fewer axes: neighbours are one where all strides go on from one to the other."""
-    keep = list(range(len(shape)))
-    sizes = list(shape)
-    for a in range(len(shape) - 2, -1, -1):
-        b = next(k for k in keep if k > a)
-        if all(s[a] == s[b] * sizes[b] for s in strides):
-            sizes[b] *= sizes[a]
-            keep.remove(a)
-    return tuple(sizes[a] for a in keep), [tuple(s[a] for a in keep) for s in strides]

@@ -137,8 +137,8 @@ def _map(call: Call) -> Statement | None:
     *takes, gives = loop
     kinds = {dtype.kind for dtype in takes}
     shifts = call.name.endswith("_shift")
-    if (call.name in _FLOAT and kinds != {"f"}) or (kinds == {"b"} and gives.kind != "b"):
-        return None
+    if (call.name in _FLOAT and kinds != {"f"}) or (call.name == "add" and gives.kind == "b"):
+        return None  # the sum of truth values is true or false
     if shifts and not (isinstance(call.inputs[1], int) and 0 <= call.inputs[1] < 8 * takes[0].itemsize):
         return None  # C++ leaves open what a longer shift gives
     text = _UFUNCS[call.name]
