@@ -44,6 +44,12 @@ class DeviceError(GPError):
     exit_code = 5
 
 
+class OutOfMemoryError(GPError):
+    """The memory of the machine or the device does not suffice."""
+
+    exit_code = 7
+
+
 class NumericalError(GPError):
     """Training met NaN or infinity."""
 

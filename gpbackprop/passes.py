@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from gpbackprop.errors import DataError
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
 from gpbackprop.optim.objective import Objective
-from gpbackprop.plan import Closure, Network, Plan
+from gpbackprop.plan import Closure, Network, Plan, phantom
 
 EVALUATION_BATCH = 256  # the same for every population, so that a member's sums are those of the network alone
 
@@ -62,7 +63,8 @@ class Pass:
         self.full, self.rest = divmod(len(split), batch_size)
         self.steps = (self.full + bool(self.rest)) * self.split.windows
         xp, rows = network.backend.xp, len(split) * self.split.windows
-        self.order, self.position = xp.zeros((network.K, rows), np.int64), xp.zeros(1, np.int64)
+        make = xp.zeros if network.w is not None else partial(phantom, xp)
+        self.order, self.position = make((network.K, rows), np.int64), xp.zeros(1, np.int64)
         self.batches: dict[int, Batch] = {}
 
     def batch(self, size: int) -> Batch:
@@ -77,18 +79,7 @@ class Pass:
 
         def finish(plan: Plan) -> None:
             nonlocal read, objective
-            target, read = self.feed.bind(plan)
-            total, mass = self.loss.trace(plan, plan.y, target)
-            objective = Objective(plan, self.loss, target, total, mass)
-            sums = [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
-
-            def add_up():
-                for tally, part in sums:
-                    xp.add(tally, part[:, 0, 0], out=tally)
-
-            plan.step(add_up, None)
-            for metric in self.metrics:
-                metric.trace(plan, plan.y, target, self.loss.threshold)
+            read, objective = self._finish(plan)
 
         backend = self.network.backend
         xp, (K, rows) = backend.xp, self.order.shape
@@ -103,6 +94,28 @@ class Pass:
             xp.add(self.position, size, out=self.position)
 
         return Batch(plan, objective, backend.capture([fetch]), read)
+
+    def _finish(self, plan: Plan) -> tuple[Callable[[Array], None], Objective]:
+        """Trace the loss and the metrics; what reads the rows of an index, and the loss as a function."""
+        target, read = self.feed.bind(plan)
+        total, mass = self.loss.trace(plan, plan.y, target)
+        sums = [(plan.tally("loss"), total), (plan.tally("loss-mass"), mass)]
+        xp = plan.xp
+
+        def add_up():
+            for tally, part in sums:
+                xp.add(tally, part[:, 0, 0], out=tally)
+
+        plan.step(add_up, None)
+        for metric in self.metrics:
+            metric.trace(plan, plan.y, target, self.loss.threshold)
+        return read, Objective(plan, self.loss, target, total, mass)
+
+    def measured(self, size: int) -> Plan:
+        """The plan of a batch of a size over phantoms, which knows how much memory it would take."""
+        loss = lambda plan: self._finish(plan) and None  # noqa: E731
+        carried = None if self.carried is None else dict[str, Array]()
+        return Plan(self.network, size, training=self.training, loss=loss, carried=carried, measure=True)
 
     def size(self, step: int) -> int:
         """The rows of step number `step` of an epoch."""

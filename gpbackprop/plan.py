@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpbackprop.backend import Array, Backend, random
-from gpbackprop.errors import ShapeError
+from gpbackprop.errors import OutOfMemoryError, ShapeError
 
 Closure = Callable[[], None]
 
@@ -147,8 +147,16 @@ class Arena:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         at, self.used = self.used, self.used + -(-size // 64) * 64
         if self.buffer is None:
-            return self.xp.broadcast_to(self.xp.zeros((), dtype), shape)
+            return phantom(self.xp, shape, dtype)
         return self.buffer[at : at + size].view(dtype).reshape(shape)
+
+
+def phantom(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of a shape in the memory of one element. Raises OutOfMemoryError for one that no memory could hold."""
+    try:
+        return xp.broadcast_to(xp.zeros((), dtype), shape)
+    except ValueError as error:
+        raise OutOfMemoryError(f"out of memory: no machine holds an array of {shape} numbers: {error}") from None
 
 
 class Network:
@@ -273,7 +281,7 @@ class Plan:
         path, net = self.at(name), self.network
         if net.w is None:
             net.params.declare(path, shape, init=init, decay=decay, frozen=frozen)
-            return Slot(*2 * [self.xp.broadcast_to(self.xp.zeros((), self.dtype), (self.K, *shape))])
+            return Slot(*2 * [phantom(self.xp, (self.K, *shape), self.dtype)])
         place = self._known(net.params, path, shape)
         return Slot(place.of(net.w), place.of(net.g) if self.training else None)
 
@@ -282,7 +290,7 @@ class Plan:
         path, net = self.at(name), self.network
         if net.state is None:
             net.states.declare(path, shape, init=init)
-            return self.xp.broadcast_to(self.xp.zeros((), self.dtype), (self.K, *shape))
+            return phantom(self.xp, (self.K, *shape), self.dtype)
         return self._known(net.states, path, shape).of(net.state)
 
     def _known(self, flat: Flat, path: str, shape: tuple[int, ...]) -> Declared:
@@ -344,8 +352,10 @@ class Plan:
         key = self.backend.array(keys)
         count = math.prod(out.shape[1:])
         self._count(4 * count)
-        index = self.xp.arange(0 if self.arena.buffer is None else count, dtype=np.uint32)
-        bits = self.arena.take((2, *out.shape), np.uint32)
+        index = None  # while sizes are measured nothing as large is made
+        if self.arena.buffer is not None:
+            index = self.xp.arange(count, dtype=np.uint32).reshape(out.shape[1:])
+        bits = self._take((2, *out.shape), np.uint32)
         step = self.network.clock if self.network.w is not None else None
         return lambda: random.uniform(self.xp, out, bits, index, key, step)
 

@@ -27,17 +27,16 @@ from gpbackprop.backend import Backend
 from gpbackprop.checkpoint import disk
 from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset, folds
-from gpbackprop.errors import CheckpointError, DataError, GPError, NumericalError, UsageError
+from gpbackprop.errors import CheckpointError, DataError, GPError, NumericalError, OutOfMemoryError, UsageError
 from gpbackprop.lock import Lock
 from gpbackprop.numerics import differences, numerics
 from gpbackprop.recorder import Recorder
 from gpbackprop.restoring import restore, roll_back
+from gpbackprop.sizes import table
 from gpbackprop.stopping import stopping_at_signals
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
-
-OUT_OF_MEMORY = 7
 
 
 class Run:
@@ -158,9 +157,15 @@ class Run:
                     self._fit(epochs, hooks)
                     code = stop.code or 0
                     outcome = self.outcome(time.perf_counter() - start, evaluate=not code)
-            except (GPError, MemoryError) as error:
-                code = error.exit_code if isinstance(error, GPError) else OUT_OF_MEMORY
+            except GPError as error:
+                code = error.exit_code
                 raise
+            except MemoryError as error:
+                code = OutOfMemoryError.exit_code
+                raise OutOfMemoryError(
+                    f"out of memory: {error or 'no more could be had'}. Training takes, beside what is written:\n"
+                    f"{table(self.trainer.sizes)}\nmake train.batch_size, the model or the population smaller"
+                ) from error
             finally:
                 session |= {"end": now(), "exit_code": code}
                 self._write_facts(sessions)

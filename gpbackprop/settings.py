@@ -1,5 +1,6 @@
 """Floor 3: the `[train]` table, which the trainer reads and the config holds."""
 
+import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
@@ -70,6 +71,10 @@ class Train:
     def __post_init__(self):
         if self.dtype != "float32" and self.precision != "float32":
             raise ValueError(f"precision: found {self.precision!r}, which rounds float32; leave precision or dtype out")
+
+    def of_batch(self, size: int | None) -> "Train":
+        """The same with another `batch_size`, unless it is None."""
+        return self if size is None else dataclasses.replace(self, batch_size=size)
 
     @property
     def saving(self) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop import checkpoint, diagnosis
+from gpbackprop import checkpoint, diagnosis, sizes
 from gpbackprop.backend import Array, Backend, select
 from gpbackprop.data import Dataset, Split
 from gpbackprop.errors import ConfigError, DataError, NumericalError
@@ -81,6 +81,12 @@ class Trainer:
         self.name, backend = name, select(device) if isinstance(device, str) else device
         self.backend = backend.rounding(self.train.precision)
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
+        self.sizes = sizes.expect_room(
+            lambda batch: sizes.measure(
+                model, loss, optimizer, data, self.train.of_batch(batch), len(seeds), self.backend
+            ),
+            self.backend.available(),
+        )
         self.network = Network(model, shape, self.backend, seeds, self.train.dtype, lengths)
         for part, rows in data.splits.items():
             expect_symbols(self.network, rows, data.preparation, part)

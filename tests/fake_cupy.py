@@ -406,6 +406,7 @@ class Machine:
     devices: int = 1
     driver: int = 13000
     runtime: int = 13020
+    free: int = 2**35
     count_error: Exception | None = None
     use_error: Exception | None = None  # of the devices in `broken`
     broken: tuple[int, ...] = tuple(range(16))
@@ -541,12 +542,14 @@ def build(machine: Machine) -> ModuleType:
         getDeviceProperties=get_device_properties,
         driverGetVersion=lambda: machine.driver,
         runtimeGetVersion=lambda: machine.runtime,
+        memGetInfo=lambda: (machine.free, 2**36),
         CUDARuntimeError=CUDARuntimeError,
         streamCaptureModeThreadLocal=THREAD_LOCAL,
     )
     cupy.__version__, cupy.ndarray, cupy.ufunc, cupy.cuda = names["cupy"], ndarray, ufunc, cuda
     cupy.array, cupy.asarray, cupy.asnumpy, cupy.zeros = from_host, asarray, asnumpy, zeros
     cupy.take = take
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: 0)
 
     def as_strided(x, shape=None, strides=None):
         return wrap(np.lib.stride_tricks.as_strided(x._a, shape, strides))

@@ -20,7 +20,7 @@ HOUSE = [
     {"plan", "initializers"},  # 1
     {"layers", "losses", "optim", "metrics", "data", "checkpoint"},  # 2
     {"settings", "passes"},
-    {"monitor", "diagnosis"},  # 3
+    {"monitor", "diagnosis", "sizes"},  # 3
     {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below

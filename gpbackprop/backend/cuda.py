@@ -135,6 +135,11 @@ class CudaBackend(Backend):
     def repeat(self, parts: Sequence[Callable[[], None]], times: int) -> Callable[[], None]:
         return Repeated(self.lane, parts, times)  # type: ignore[arg-type]
 
+    def available(self) -> int | None:
+        """What is free on the device, and what CuPy keeps for later."""
+        free, _ = self.module.cuda.runtime.memGetInfo()
+        return free + self.module.get_default_memory_pool().free_bytes()
+
     def sync(self) -> None:
         self.stream.synchronize()
 

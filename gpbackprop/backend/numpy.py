@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop.backend import parallel, replay
+from gpbackprop.backend import memory, parallel, replay
 from gpbackprop.backend.tape import Call, Namespace, Tape, verb
 from gpbackprop.errors import ConfigError
 
@@ -123,6 +123,10 @@ class Backend:
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that makes all `calls` in order, with the same bits."""
         return parallel.shared(calls, replay.compile, parallel.threads()) or replay.compile(calls)
+
+    def available(self) -> int | None:
+        """Bytes of memory that can still be asked for; None where that is not known."""
+        return memory.available()
 
     def sync(self) -> None:
         """Wait until all that was asked for is done."""

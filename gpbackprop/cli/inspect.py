@@ -16,9 +16,14 @@ from gpbackprop.cli import options, screen
 def command(model, best, as_json):
     """What MODEL is: its layers, how far it was trained, how its data are prepared. The data are not needed.
 
-    Of a damaged file it shows what can still be seen, and exits with 4.
+    Of a damaged file it shows what can still be seen, and exits with 4. MODEL may also be a config: then it is what
+    training would take of the memory, part by part, before any of it is asked for.
     """
     screen.listen(screen.verbosity)
+    if model.suffix == ".toml":
+        from gpbackprop.cli import plans
+
+        return plans.show(model, as_json)
     from gpbackprop.errors import CheckpointError
     from gpbackprop.model import find, outline
     from gpbackprop.run import is_run, read_facts

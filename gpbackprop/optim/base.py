@@ -1,5 +1,6 @@
 """What every optimizer is: fields, and one function that builds its step over the flat arrays."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -7,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpbackprop.backend import Array
+from gpbackprop.backend import Array, Backend
 from gpbackprop.errors import ConfigError
 from gpbackprop.optim.objective import Objective
 from gpbackprop.optim.schedules import Constant, Schedule
-from gpbackprop.plan import Closure, Declared, Network
+from gpbackprop.plan import Closure, Declared, Flat, Network
 from gpbackprop.spec import NonNegative, Text, one_of, spec
 
 
@@ -23,7 +24,7 @@ class Update:
     optimizer's own arrays, each (K, P), and `scalars`, each (K, 1), by name. `result` (K, P) are the parameters that
     training leads to where those are not `network.w` itself: a running average, the best that a swarm has found. With
     `every` > 1 a step is taken at every so many batches; the gradients of those between go to `gather()`. `fixed` says
-    that the step is the same calls on the same arrays every time.
+    that the step is the same calls on the same arrays every time. `arrays` is how many of (K, P) it took in all.
     """
 
     step: Closure
@@ -35,6 +36,7 @@ class Update:
     every: int = 1
     gather: Closure = lambda: None
     fixed: bool = False
+    arrays: int = 0
 
 
 @spec
@@ -56,6 +58,20 @@ class Optimizer:
         """The update of a network. `objective` is the loss of the rows of a step; only those that search need it."""
         raise NotImplementedError
 
+    def size(self, network: Network, batch: int) -> int:
+        """The bytes that it takes beside parameters and gradients, of a network that is measured, without arrays.
+
+        It is bound to a network with the same paths, each a parameter of one number, and its arrays are counted.
+        """
+        small, shapes = copy.copy(network), network.params
+        small.params, small.states = Flat(), Flat()
+        for path, place in shapes.items():
+            facts = {"init": place.init, "decay": place.decay, "frozen": place.frozen}
+            small.params.declare(path, (1,) * len(place.shape), **facts)
+        small.backend = Backend()
+        small.allocate()
+        return self.bind(small).arrays * network.K * shapes.size * network.dtype.itemsize
+
     @classmethod
     def example(cls) -> "Optimizer":
         """An optimizer of this class: what the tests prove it with."""
@@ -72,6 +88,7 @@ class Binding:
     def __init__(self, optimizer: Optimizer, network: Network):
         self.optimizer, self.network, self.xp = optimizer, network, network.backend.xp
         self.w, self.g = network.w, network.g
+        self.taken = 0
         self.delta = self.scratch()
         self.lr = self.column("lr")
         self.rate = self.lr.copy()
@@ -82,6 +99,7 @@ class Binding:
 
     def scratch(self) -> Array:
         """Work memory (K, P)."""
+        self.taken += 1
         return self.xp.zeros_like(self.w)
 
     def array(self, name: str, start: float | Array = 0.0) -> Array:
@@ -135,7 +153,8 @@ class Binding:
         return any(value) if isinstance(value, tuple) else bool(value)
 
     def update(self, step: Closure, **facts: Any) -> Update:
-        return Update(step, self.lr, self.rate, self.arrays, self.scalars, **facts)
+        taken = self.taken + (facts.get("result") is not None)
+        return Update(step, self.lr, self.rate, self.arrays, self.scalars, **facts, arrays=taken)
 
 
 def matching(network: Network, name: str, patterns: tuple[str, ...] | Mapping[str, Any]) -> dict[str, str]:

@@ -66,6 +66,11 @@ class LevenbergMarquardt(Search):
 
         return at.update(step)
 
+    def size(self, network, batch):
+        """Two networks for each of some rows, and a few systems of float64; what is too large for it is refused."""
+        n, rows = min(network.parameter_count, LARGEST), min(ROWS, batch)
+        return network.K * (2 * rows * network.params.size * network.dtype.itemsize + 8 * (4 * n * n + 2 * rows * n))
+
     @classmethod
     def example(cls):
         return cls(weight_decay=1e-4)
