@@ -10,7 +10,7 @@ import numpy as np
 
 from gpbackprop.backend import Backend
 from gpbackprop.data import Dataset, Split
-from gpbackprop.errors import OutOfMemoryError
+from gpbackprop.errors import ConfigError, OutOfMemoryError
 from gpbackprop.losses import Loss
 from gpbackprop.optim.base import Optimizer
 from gpbackprop.passes import EVALUATION_BATCH, Pass
@@ -83,12 +83,16 @@ def measure(
     evaluated = [name for name in data.splits if name != "train" or optimizer.swarm]
     evaluations = [passed(data.splits[name], EVALUATION_BATCH, False) for name in evaluated]
     network.params, network.states = params, states
+    try:
+        taken = optimizer.size(network, batch)
+    except ConfigError:  # the trainer, which binds it last, tells first what else does not fit
+        taken = 0
     itemsize = np.dtype(train.dtype).itemsize
     return Sizes(
         network,
         batch,
         members * itemsize * (2 * params.size + states.size),
-        optimizer.size(network, batch),
+        taken,
         dict(sorted(layers.items(), key=lambda item: _place(item[0]))),
         sum(sum(sizes.values()) for sizes, _ in evaluations),
         order + sum(taken for _, taken in evaluations),
