@@ -137,6 +137,36 @@ def test_equal_kernels_have_one_text_whatever_they_work_on():
     assert len({fuse([call], np.empty)[0].source for call in calls}) == 1
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "x", "y", "dtype", "expected"),
+    [
+        ("add", np.array([200], "u1"), np.array([100], "u1"), "f4", 44),  # in 8 bits, not in those of C++'s int
+        ("add", np.array([200], "u1"), 100, "f4", 44),
+        ("add", np.array([True]), np.array([True]), "f4", 1),
+        ("multiply", np.array([2**31], "u4"), 3, "f8", 2**31),
+        ("subtract", np.array([2**24 + 2], "i8"), np.array([1], "f4"), "f8", 2**24 + 1),  # NumPy computes in float64
+        ("multiply", np.array([1 / 3], "f4"), 0.1, "f8", np.float32(1 / 3) * np.float32(0.1)),
+        ("divide", np.array([7], "i8"), 2, "f4", 3.5),
+        ("maximum", np.array([np.nan], "f4"), 0, "f4", np.nan),
+        ("sign", np.array([-np.inf]), None, "f8", -1),
+        ("copyto", np.array([-2.7]), None, "i8", -2),
+        ("clip", np.array([300.0]), (0, 255), "u1", 255),
+        ("add", np.array([1.0]), float("inf"), "f8", np.inf),
+    ],
+)
+def test_numbers_are_computed_in_the_dtypes_of_numpy(name, x, y, dtype, expected):
+    more = () if y is None else y if isinstance(y, tuple) else (y,)
+    out = np.zeros(1, dtype)
+    call = Call(name, getattr(np, name), (x, *more), out, {"casting": "unsafe"} if name != "clip" else {})
+    for item in fuse([call], np.empty):
+        if isinstance(item, Kernel):
+            Library([item]).run(item)
+        else:
+            make(item)
+    assert np.array_equal(out, np.array([expected], dtype), equal_nan=True)
+
+
 # Long rows.
 
 

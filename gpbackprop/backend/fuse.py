@@ -38,7 +38,8 @@ def fuse(calls: Sequence[Call], empty: Empty) -> list[Kernel | Call]:
     """`calls` as kernels, and as the calls that stay as they are; `empty(shape, dtype)` makes an array of the device.
 
     The results are those of the calls made one by one, bit for bit but for sums, which are added in another order that
-    is always the same: thread i of n adds elements i, i + n, ..., then the threads' sums are added in a binary tree.
+    depends on nothing but the tape: thread i of n adds elements i, i + n, ..., then the threads' sums are added in a
+    binary tree.
     """
     items: list[Group | Fixed] = []
     for call in calls:
