@@ -101,13 +101,16 @@ class Telling(Hook):
 def begun(path: Path, config, grace: float | None, long: float) -> tuple[int, int]:
     """A process that trains the run in `path` as the command line does, and the pipe that it says its steps through."""
     reader, writer = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)  # until the process has handlers
     if pid := os.fork():
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(writer)
         return pid, reader
     code = 1
     try:
         for number in CODES:
             signal.signal(number, cli._leave)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(reader)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         trained = Run.open(path, "cpu") if is_run(path) else Run.start(path, config, config.text(), "cpu")
