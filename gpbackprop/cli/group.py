@@ -65,7 +65,7 @@ MODEL is a run directory or a checkpoint file. Results go to stdout, progress an
 
 \b
 Exit codes: 0 ok, 1 internal error, 2 usage or config, 3 data, 4 checkpoint, 5 device, 6 not a number,
-7 out of memory, 75 preempted with a checkpoint saved, 130 interrupted.
+7 out of memory, 75 told to stop (resume goes on), 130 interrupted.
 """
 
 
