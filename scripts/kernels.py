@@ -57,13 +57,13 @@ def main() -> int:
 
 
 def compile_all(kernels: list[Kernel], architectures: list[str]) -> int:
-    """A line for each kernel; returns how many do not compile, or need more registers than there are."""
+    """A line for each kernel; returns how many groups of them do not compile."""
     try:
         nvrtc.load()
     except OSError as error:
         print(error)
         architectures = []
-    failed, use = 0, {}
+    failed, spilling, use = 0, 0, {}
     for sm in architectures:
         for start in range(0, len(kernels), 50):
             part = kernels[start : start + 50]
@@ -75,13 +75,13 @@ def compile_all(kernels: list[Kernel], architectures: list[str]) -> int:
                 continue
             for name, (registers, spilled) in nvrtc.use(log).items():
                 use[name, sm] = f"{registers}" + (f" + {spilled} B" if spilled else "")
-                failed += bool(spilled)
-    heads = "".join(f"{'sm_' + sm:>8}" for sm in architectures)
+                spilling += bool(spilled)
+    heads = "".join(f"{'sm_' + sm:>12}" for sm in architectures)
     print(f"\n{'kernel':56} {'calls':>5} {'blocks':>7} {'threads':>8}{heads}  registers")
     for kernel in kernels:
-        registers = "".join(f"{use.get((kernel.name, sm), '?'):>8}" for sm in architectures)
+        registers = "".join(f"{use.get((kernel.name, sm), '?'):>12}" for sm in architectures)
         print(f"{kernel.name:56} {len(kernel.calls):5} {kernel.grid:7} {kernel.block:8}{registers}")
-    print(f"{len(kernels)} kernels, {failed} that do not compile or spill registers\n")
+    print(f"{len(kernels)} kernels; {failed} errors; {spilling} times registers are spilled to memory\n")
     return failed
 
 
