@@ -104,7 +104,7 @@ class Kind:
     def trainer(self, backend: Backend) -> Trainer:
         """A new trainer; those that take one step from all rows have more epochs for it."""
         optimizer = self.optimizer
-        plain = type(optimizer).__name__ == "LevenbergMarquardt"  # rows one by one, least squares
+        plain = isinstance(optimizer, gp.LevenbergMarquardt)  # least squares, and no state that rows share
         model, rows = NETWORKS[self.network](self.dropout, not plain)
         settings: dict[str, Any] = {"epochs": 3, "batch_size": 4, "bptt": 3 if self.network == "rnn" else None}
         if optimizer.whole or optimizer.swarm:
@@ -123,7 +123,7 @@ class Kind:
 
 
 def matrix() -> Iterator[Kind]:
-    """Every cell there is; a swarm needs a population, and its rule has no options."""
+    """Every cell there is: a swarm needs a population, and Levenberg-Marquardt takes rows one by one, without dropout."""
     schedules = [cls.example() for cls in family(Schedule).values()]
     schedules.append(Warmup(1, then=ReduceOnPlateau(gamma=0.5, patience=0, threshold=0.2)))
     optimizers = [
@@ -135,7 +135,8 @@ def matrix() -> Iterator[Kind]:
     for optimizer, schedule, network, dropout, population in itertools.product(
         optimizers, schedules, NETWORKS, (0.0, 0.3), (1, 3)
     ):
-        if population > 1 or not optimizer.swarm:
+        refused = dropout and isinstance(optimizer, gp.LevenbergMarquardt)
+        if not refused and (population > 1 or not optimizer.swarm):
             yield Kind(network, dataclasses.replace(optimizer, schedule=schedule), dropout, population)
 
 
