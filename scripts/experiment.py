@@ -59,7 +59,7 @@ def main() -> int:
         return 2
     mine, code = variations[args.task :: args.of] if args.of else variations, 0
     if not args.summarize:
-        code = in_processes(mine, variations, args.jobs) if args.jobs > 1 else in_turn(mine, args.device)
+        code = in_processes(mine, variations, args.jobs) if args.jobs > 1 else in_turn(mine, args)
     if code:
         print("stopped and saved; the same line goes on from there", file=sys.stderr)
         return code
@@ -87,6 +87,7 @@ def arguments() -> argparse.Namespace:
     add("--jobs", type=int, default=1, metavar="N", help="train N variations at a time, in processes (1)")
     add("--task", type=int, default=0, metavar="I", help="train variations I, I+N, I+2N, ... only, I from 0")
     add("--of", type=int, default=0, metavar="N", help="the number of tasks; then --summarize when all are done")
+    add("--allow-inexact", action="store_true", help="go on although libraries or threads are others than before")
     add("--summarize", action="store_true", help="train nothing, compare what there is")
     args = parser.parse_intermixed_args()  # configs may stand anywhere
     if not 0 <= args.task < max(args.of, 1):
@@ -185,13 +186,13 @@ def changes(variation: Variation, run: Path) -> list[str]:
 # Training.
 
 
-def in_turn(variations: list[Variation], device: str | None) -> int:
+def in_turn(variations: list[Variation], args: argparse.Namespace) -> int:
     """Train one after the other; returns 0, or 75 or 130 when a signal came. What goes wrong is noted in failed.txt."""
     for variation in variations:
         with locked(variation):
             variation.failed.unlink(missing_ok=True)
             try:
-                code = train(variation, device)
+                code = train(variation, args.device, args.allow_inexact)
             except Exception as error:  # the others can still be trained
                 if not isinstance(error, GPError):
                     traceback.print_exc()
@@ -213,13 +214,14 @@ def locked(variation: Variation):
         yield
 
 
-def train(variation: Variation, device: str | None) -> int:
+def train(variation: Variation, device: str | None, inexact: bool = False) -> int:
     """Train the seeds that are not done, as one population; returns 0, or 75 or 130 when a signal came."""
     population, diverged = variation.folder / "population", {}
     alone = variation.config.train.early_stopping is not None
     while missing := [seed for seed in variation.seeds if seed not in diverged and not variation.is_done(seed)]:
         if is_run(population):
-            run = Run.open(population, device or read_facts(population).get("device", "auto"))
+            before = read_facts(population).get("device", "auto")
+            run = Run.open(population, device or before, allow_inexact=inexact)
         else:
             seeds = tuple(missing[:1] if alone else missing)
             config = dataclasses.replace(variation.config, seed=seeds, population=len(seeds))

@@ -123,7 +123,7 @@ class Kind:
 
 
 def matrix() -> Iterator[Kind]:
-    """Every cell there is: a swarm needs a population, and Levenberg-Marquardt takes rows one by one, without dropout."""
+    """Every cell there is: a swarm needs a population, and Levenberg-Marquardt goes without dropout."""
     schedules = [cls.example() for cls in family(Schedule).values()]
     schedules.append(Warmup(1, then=ReduceOnPlateau(gamma=0.5, patience=0, threshold=0.2)))
     optimizers = [

@@ -14,7 +14,7 @@ settings = click.option(
     help="Change a key of the config, by its dotted path; may be given again. A path of a file starts here.",
 )  # fmt: skip
 grace = click.option(
-    "--grace", type=float, metavar="SECONDS",
+    "--grace", type=click.FloatRange(min=0), metavar="SECONDS",
     help="After SIGTERM, SIGUSR1 or Ctrl-C: end at once, saved or not, when so many seconds have passed.",
 )  # fmt: skip
 allow_inexact = click.option(
