@@ -44,7 +44,7 @@ class DeviceError(GPError):
     exit_code = 5
 
 
-class OutOfMemoryError(GPError):
+class OutOfMemoryError(GPError, MemoryError):
     """The memory of the machine or the device does not suffice."""
 
     exit_code = 7

@@ -53,7 +53,8 @@ class Pass:
         self.network, self.loss, self.metrics, self.training = network, loss, metrics, training
         for metric in metrics:
             metric.check(len(preparation.classes), network.output_shape[-1])
-        expect_symbols(network, split, preparation)
+        if network.w is not None:  # to be measured, the rows are not looked at
+            expect_symbols(network, split, preparation)
         steps = network.row_shape[:1]
         self.split = split if preparation.input_shape[:1] == steps else split.cut(*steps)
         self.feed = Feed(network.backend, self.split, preparation, augment)
