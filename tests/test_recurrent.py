@@ -335,9 +335,7 @@ def test_data_that_an_embedding_has_no_row_for_are_refused_before_training_start
     for row, split, wrong in ((2, "train", 5), (2, "train", -1), (0, "train", 1.5), (1, "test", 7)):
         bad = [list(each) for each in good]
         bad[row][3] = wrong
-        said = (
-            rf"^{split} row {row}, input 3 .*: found {wrong:g}; an embedding of 5 symbols takes .* from 0 to 4; give"
-        )
+        said = rf"^{split} row {row}, input 3 .*: found {wrong:g}; an embedding of 5 symbols takes .* from 0 to 4; give"
         with pytest.raises(DataError, match=said):
             training(model, symbols(bad))
 

@@ -279,7 +279,7 @@ def test_accumulated_batches_in_a_run_are_larger_batches():
 
 
 def test_a_step_that_more_batches_share_than_there_are_is_refused():
-    with pytest.raises(ConfigError, match=r"optimizer.accumulate = 16: is more than the 4 batches .* 3 epochs together"):
+    with pytest.raises(ConfigError, match=r"accumulate = 16: is more than the 4 batches .* 3 epochs together"):
         iris(SGD(0.1, accumulate=16), batch_size=30, epochs=3)
     iris(SGD(0.1, accumulate=12), batch_size=30, epochs=3)
 
