@@ -24,7 +24,7 @@ HOUSE = [
     {"steps"},
     {"trainer"},
     {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
-    {"recorder", "restoring", "stopping", "numerics"},  # 5
+    {"logfile", "recorder", "restoring", "stopping", "numerics"},  # 5
     {"run", "tracing"},
     {"model"},
     {"verification"},
