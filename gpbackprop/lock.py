@@ -35,7 +35,16 @@ class Lock:
     def __init__(self, directory: Path):
         self.directory, self.path, self.stale = directory, directory / NAME, ""
         self._heart: _Heart | None = None
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take()
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: who works in the run cannot be written down: {error.strerror or error}. Make room in "
+                f"{directory}, or let this user write there"
+            ) from error
+
+    def _take(self) -> None:
+        directory, file = self.directory, os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             flocked, holder = _flock(file), _read(file)
             if flocked is False or (holder and not self._outlived(holder, bool(flocked))):
@@ -66,9 +75,10 @@ class Lock:
 
     def _outlived(self, holder: dict[str, Any], flocked: bool) -> bool:
         """Whether the process that the file names is gone; where only its heartbeat can tell, that is waited for."""
-        gone, seen = _is_gone(holder, flocked), self.path.stat().st_mtime_ns
+        gone, seen, begun = _is_gone(holder, flocked), self.path.stat().st_mtime_ns, time.monotonic()
         while gone is None:
-            if _silence(self.path) > STALE:
+            waited = time.monotonic() - begun  # clocks are set now and then; who lives shows it within two beats
+            if waited > STALE or (waited > 2 * BEAT and _silence(self.path) > STALE):
                 gone = True
             elif self.path.stat().st_mtime_ns != seen:
                 gone = False

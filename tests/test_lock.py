@@ -1,5 +1,6 @@
 """One process at a time in a run: who holds it is said, and what the dead leave behind is taken over."""
 
+import errno
 import json
 import os
 import subprocess
@@ -100,6 +101,34 @@ def test_what_ran_elsewhere_is_known_by_its_heartbeat(tmp_path, quick):
     taken = Lock(tmp_path)
     assert "on node7" in taken.stale
     assert time.monotonic() - start > 0.2
+
+
+def test_a_holder_of_an_hour_that_is_yet_to_come_is_not_waited_for_so_long(tmp_path, quick):
+    left_behind(tmp_path, boot="another machine", host="node7")
+    os.utime(tmp_path / lock.NAME, (time.time() + 3600,) * 2)
+    start = time.monotonic()
+    assert "on node7" in Lock(tmp_path).stale
+    assert 0.2 < time.monotonic() - start < 5
+
+
+def test_who_lives_keeps_the_directory_when_the_clock_is_set_ahead(tmp_path, quick, without_flock, monkeypatch):
+    first = Lock(tmp_path)
+    monkeypatch.setattr(lock, "_place", lambda: "another machine")
+    os.utime(tmp_path / lock.NAME, (time.time() - 3600,) * 2)
+    with pytest.raises(UsageError, match="another process works in it"):
+        Lock(tmp_path)
+    first.check()
+
+
+def test_a_disk_that_takes_no_lock_is_told_with_what_to_do(tmp_path, monkeypatch):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock, "_write", full)
+    with pytest.raises(UsageError, match=r"\.lock: .*: No space left on device\. Make room in"):
+        Lock(tmp_path)
+    monkeypatch.undo()
+    assert Lock(tmp_path).stale == ""
 
 
 def test_what_lives_elsewhere_is_not_taken_over(tmp_path, quick, without_flock, monkeypatch):
