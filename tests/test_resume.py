@@ -271,6 +271,19 @@ def test_a_run_that_was_stopped_before_or_after_a_rollback_goes_on_to_the_same_b
         assert lines(path) == lines(tmp_path / "whole"), step
 
 
+def test_going_back_leaves_the_step_as_the_newest_and_no_best_that_is_gone(tmp_path):
+    begun(tmp_path / "r").train()
+    directory = tmp_path / "r" / "checkpoints"
+    first, *later = sorted(gp.checkpoint.files(directory))
+    assert later
+    gp.checkpoint.mark_best(directory, later[-1], {"value": 1.0})
+    gp.checkpoint.go_back(directory, first)
+    assert [*gp.checkpoint.files(directory)] == [first]
+    assert gp.checkpoint.best(directory) is None
+    assert int(gp.checkpoint.latest(directory).arrays("progress")["step"]) == first
+    assert json.loads((directory / "last.json").read_text())["step"] == first
+
+
 def test_rollbacks_come_to_an_end(tmp_path):
     with pytest.raises(NumericalError, match="training stopped"):
         begun(tmp_path / "r", *WILD[:2], "train.rollbacks=1").train()
