@@ -30,6 +30,11 @@ class Monitor:
         self.sign = -1 if self.column.endswith(("loss", "error")) else 1  # losses and errors shall fall
         self.forget()
 
+    @property
+    def saves(self) -> bool:
+        """Whether the best epoch is worth a checkpoint: the training loss does not say which is best."""
+        return not self.column.startswith("train_")
+
     def forget(self) -> None:
         """As before the first epoch."""
         self.best, self.best_epoch, self.mark, self.mark_epoch, self.epoch = math.nan, 0, math.nan, 0, 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpbackprop import checkpoint
+from gpbackprop.due import Due
 from gpbackprop.errors import CheckpointError
 from gpbackprop.trainer import Hook, Row, Trainer
 
@@ -26,7 +27,8 @@ class Recorder(Hook):
         self.path, self.trainer = path, trainer
         self.directory, self.metrics = path / "checkpoints", path / "metrics.jsonl"
         saved = trainer.step if any(self.directory.glob("step-*.h5")) else None
-        self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved)
+        self._due = Due(trainer)
+        self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved, self._due.at)
         self._interval = trainer.train.saving
         self._seen, self._time = trainer.step, time.monotonic()
         self._size = self.metrics.stat().st_size if self.metrics.is_file() else 0
@@ -53,7 +55,10 @@ class Recorder(Hook):
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         self._append(row)
-        if self._is_due() or self._best():
+        best = self._best()
+        if best:
+            self._due.best.add(trainer.step)
+        if self._is_due() or best:
             self._begin()
 
     def save(self) -> None:
@@ -90,10 +95,9 @@ class Recorder(Hook):
         self.saver.begin(self.trainer.step, self.trainer.content(), self._best())
 
     def _best(self) -> dict[str, Any] | None:
-        """What best.json says of the present step, if it ends the best epoch; the training loss does not say which."""
+        """What best.json says of the present step, if it ends the best epoch."""
         monitor, trainer = self.trainer.monitor, self.trainer
-        says = not monitor.column.startswith("train_")
-        if says and monitor.best_epoch == trainer.epoch > 0 and not trainer.batch_in_epoch:
+        if monitor.saves and monitor.best_epoch == trainer.epoch > 0 and not trainer.batch_in_epoch:
             return {"metric": monitor.column, "value": monitor.best, "epoch": monitor.best_epoch}
         return None
 

@@ -1,8 +1,7 @@
 """Floor 5: a trainer at a checkpoint: the newest one, or, after a number that is not finite, the last good one.
 
 Going back has to end with the same bits whether or not the run was stopped on the way. A stop saves a step that an
-undisturbed run would not have saved, so it is no step to go back to: those that `checkpoint_every` asks for are, those
-that end the best epoch, and the start.
+undisturbed run would not have saved, so it is no step to go back to; those that were `due` are.
 """
 
 import logging
@@ -13,6 +12,7 @@ import numpy as np
 
 from gpbackprop import checkpoint
 from gpbackprop.checkpoint import Checkpoint, DamagedError
+from gpbackprop.due import Due
 from gpbackprop.errors import CheckpointError
 from gpbackprop.trainer import Trainer
 
@@ -42,17 +42,18 @@ def roll_back(trainer: Trainer, directory: Path) -> bool:
     Where training failed again from the one that it went back to last, it is the one before that. Later ones are
     removed. Returns False, with nothing changed, where there is none.
     """
-    good = []
+    good, due = [], Due(trainer)
     for step, path in sorted(checkpoint.files(directory).items(), reverse=True):
+        if not due.at(step):
+            continue
         try:
             found = checkpoint.read(path)
         except DamagedError as error:
             log.warning("%s. It stays as it is; looking for an older one to go back to", error)
             continue
-        if is_regular(trainer, found):
-            good.append((step, found))
-            if not (trainer.rollbacks and step == trainer.rolled_to):
-                break
+        good.append((step, found))
+        if not (trainer.rollbacks and step == trainer.rolled_to):
+            break
     if not good:
         return False
     step, found = good[-1]
@@ -60,15 +61,3 @@ def roll_back(trainer: Trainer, directory: Path) -> bool:
     checkpoint.go_back(directory, step)
     trainer.roll_back(arrays)
     return True
-
-
-def is_regular(trainer: Trainer, found: Checkpoint) -> bool:
-    """Whether a run that nobody stops would have saved the step, too."""
-    progress = found.arrays("progress")
-    step, epoch, inside = (int(progress[name]) for name in ("step", "epoch", "batch_in_epoch"))
-    every, unit = trainer.train.saving
-    if not step or unit == "minute":
-        return True
-    if not inside and progress["monitor"][1] == epoch and not trainer.monitor.column.startswith("train_"):
-        return True
-    return step % every == 0 if unit == "step" else not inside and epoch % every == 0

@@ -23,7 +23,7 @@ HOUSE = [
     {"monitor", "diagnosis", "sizes"},  # 3
     {"steps"},
     {"trainer"},
-    {"config", "gradcheck", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
+    {"config", "gradcheck", "due", ""},  # 4; "" is `import gpbackprop`, whose names come from here and below
     {"logfile", "recorder", "restoring", "stopping", "numerics"},  # 5
     {"run", "tracing"},
     {"model"},

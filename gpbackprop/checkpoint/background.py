@@ -7,7 +7,7 @@ one waits for it, so that a slow disk slows training down instead of filling the
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,15 @@ class Saver:
     comes out of the next call of `check`, `wait` or `begin`, once.
     """
 
-    def __init__(self, directory: Path, keep: int, warn: series.Warn = warnings.warn, saved: int | None = None):
-        self.directory, self.keep, self.warn, self.saved = directory, keep, warn, saved
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        warn: series.Warn = warnings.warn,
+        saved: int | None = None,
+        counted: Callable[[int], bool] | None = None,
+    ):
+        self.directory, self.keep, self.warn, self.saved, self.counted = directory, keep, warn, saved, counted
         self._copies: dict[str, np.ndarray] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -66,7 +73,7 @@ class Saver:
 
     def _save(self, step: int, content: Content, best: Mapping[str, Any] | None) -> None:
         try:
-            series.save(self.directory, step, content, self.keep, self.warn, best)
+            series.save(self.directory, step, content, self.keep, self.warn, best, self.counted)
             self.saved = step
         except BaseException as error:  # whatever it is, the training thread shall hear of it
             self._error = error

@@ -30,9 +30,11 @@ def save(
     keep: int,
     warn: Warn = warnings.warn,
     best: Mapping[str, Any] | None = None,
+    counted: Callable[[int], bool] | None = None,
 ) -> Path:
     """Write the checkpoint of `step`, record it in last.json, then remove all but the newest `keep` and the best one.
 
+    Steps that are not `counted` take no place among those: they stay while they are the newest.
     With `best`, plain numbers for best.json, it is that one from now on. The checkpoint is safe once this returns.
     Raises CheckpointError when it could not be written, or the directory holds a later step; the earlier checkpoints
     are untouched then. `warn` hears of an old file that stays.
@@ -51,7 +53,7 @@ def save(
         _record(directory / "last.json", {"file": path.name, "step": step, "sha256": digest})
         if best is not None:
             mark_best(directory, step, best)
-        _prune(directory, max(keep, 1), warn)
+        _prune(directory, max(keep, 1), warn, counted)
         return path
     raise CheckpointError(
         f"{directory}: holds step {newest} already, later than step {step} that was to be saved; it is another run's. "
@@ -160,11 +162,13 @@ def _named(record: Path) -> str | None:
     raise CheckpointError(f"{record}: {why}; name a checkpoint file instead, or remove the record")
 
 
-def _prune(directory: Path, keep: int, warn: Warn) -> None:
+def _prune(directory: Path, keep: int, warn: Warn, counted: Callable[[int], bool] | None) -> None:
     try:
         steps = _steps(directory)
         spared = _named(directory / "best.json")
-        old = [steps[step] for step in sorted(steps)[:-keep] if steps[step] != spared]
+        known = [step for step in sorted(steps) if counted is None or counted(step)]
+        kept = {*known[-keep:], max(steps)}
+        old = [name for step, name in sorted(steps.items()) if step not in kept and name != spared]
         for name in old + [name for name in disk.calls.listdir(directory) if _TEMPORARY.fullmatch(name)]:
             disk.calls.unlink(directory / name)
     except (OSError, CheckpointError) as error:
