@@ -1,8 +1,8 @@
-"""Calls on several cores: each thread takes some members of a population, or some rows of the only one.
+"""The members of a population on several cores: they have nothing to do with each other, so each thread takes some.
 
-NumPy lets other threads run while it computes. As long as what the threads read and write lies apart they need not wait
-for each other: members have nothing to do with each other, in the best case for a whole step, and rows not between two
-products. The bits are those of one thread: each number comes from the same operations.
+NumPy lets other threads run while it computes. A call over K members becomes one for each thread; as long as what the
+threads read and write lies apart they need not wait for each other, in the best case for a whole step. The bits are
+those of one thread: a member's numbers come from the same calls on the same rows.
 """
 
 import math
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def shared(calls: Sequence[Call], compile: Callable[[Sequence[Call]], Step], wor
     """One call that makes all `calls`, large runs of them on `workers` threads; None where that does not pay."""
     products = [(*call.inputs[0].shape, call.inputs[1].shape[2]) for call in calls if call.name == "gemm"]
     members = max((size[0] for size in products), default=1)
-    if workers < 2 or (members > 1 and any(math.prod(size[1:]) > LARGEST for size in products)):
+    if workers < 2 or members < workers or any(math.prod(size[1:]) > LARGEST for size in products):
         return None
     runs = [(run, cut and sum(call.out.size for call in run) >= LEAST) for run, cut in _runs(calls, members, workers)]
     if not any(cut for _, cut in runs):
@@ -52,7 +53,7 @@ def _runs(calls: Sequence[Call], members: int, workers: int) -> Iterator[tuple[l
     run: list[Call] = []
     spans, cut = _Spans(workers), True
     for call in calls:
-        can = _divides(call, members, workers)
+        can = _divides(call, members)
         parts = _parts(call, members, workers) if can else []
         if run and (can != cut or (can and not spans.apart(parts))):
             yield run, cut
@@ -64,38 +65,31 @@ def _runs(calls: Sequence[Call], members: int, workers: int) -> Iterator[tuple[l
         yield run, cut
 
 
-def _divides(call: Call, members: int, workers: int) -> bool:
-    """Whether a call writes something for each member (row of the only member) that is a call of its own."""
-    out, axis = call.out, int(members == 1)
-    if not isinstance(out, np.ndarray) or out.ndim <= axis or len(out) != members or out.shape[axis] < workers:
+def _divides(call: Call, members: int) -> bool:
+    """Whether a call writes something for each member that is a call of its own."""
+    out = call.out
+    if not isinstance(out, np.ndarray) or not out.ndim or len(out) != members:
         return False
     if call.name in ("sum", "max", "min", "mean"):
         (x,), axes = call.inputs, call.options.get("axis")
-        whole = axes is None or any(a % x.ndim <= axis for a in np.atleast_1d(axes))
-        return not whole and x.shape[: axis + 1] == out.shape[: axis + 1]
-    if call.name == "gemm":
-        return members > 1
-    return isinstance(call.function, np.ufunc) or call.name in ("gather", "copyto")
+        return axes is not None and all(a % x.ndim for a in np.atleast_1d(axes)) and len(x) == members
+    return isinstance(call.function, np.ufunc) or call.name in ("gemm", "gather", "copyto")
 
 
 def _parts(call: Call, members: int, workers: int) -> list[Call]:
     """The call as one for each thread."""
-    axis, out = int(members == 1), call.out
-    bounds = np.linspace(0, out.shape[axis], workers + 1).astype(int).tolist()
+    out, table = call.out, call.inputs[:1] if call.name == "gather" else ()  # a table is the same for all
+    from_last = isinstance(call.function, np.ufunc) or call.name == "copyto"  # what is shorter is the same for all
 
-    leading = call.name in ("gemm", "gather", "sum", "max", "min", "mean")  # the others broadcast from the last axis
+    def take(x: Any, place: slice) -> Any:
+        own = isinstance(x, np.ndarray) and x.ndim and len(x) == members and not (from_last and x.ndim < out.ndim)
+        return x[place] if own else x
 
-    def take(x: np.ndarray, start: int, stop: int) -> np.ndarray:
-        own = axis if leading else axis - (out.ndim - x.ndim)
-        alike = 0 <= own < x.ndim and x.shape[own] == out.shape[axis]
-        return x[(slice(None),) * own + (slice(start, stop),)] if alike else x
-
-    parts = []
-    table = call.inputs[:1] if call.name == "gather" else ()  # it is the same for all
-    for start, stop in pairwise(bounds):
-        rest = (take(x, start, stop) if isinstance(x, np.ndarray) else x for x in call.inputs[len(table) :])
-        parts.append(replace(call, inputs=(*table, *rest), out=take(out, start, stop)))
-    return parts
+    places = [slice(*ends) for ends in pairwise(np.linspace(0, members, workers + 1).astype(int).tolist())]
+    return [
+        replace(call, inputs=(*table, *(take(x, place) for x in call.inputs[len(table) :])), out=out[place])
+        for place in places
+    ]
 
 
 class _Spans:
