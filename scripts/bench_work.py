@@ -66,7 +66,7 @@ NETWORKS = {
     "784-4096-4096-10, batch 4096": Network(_perceptron(4096, 4096), 4096, steps=20, rows=57344, device="cuda"),
     "CNN 5x5x32-5x5x64-128, batch 128": Network(_CNN, 128, steps=10, rows=6400, shape=(28, 28, 1)),
     "LSTM 128, 28 steps, batch 128": Network(
-        (gp.LSTM(128), gp.Dense(CLASSES)), 128, steps=20, rows=12800, shape=(28, 28), optimizer=gp.SGD(0.1)
+        (gp.LSTM(128), gp.Dense(CLASSES)), 128, steps=20, rows=12800, shape=(28, 28), optimizer=gp.SGD(0.01)
     ),
     "64 x 784-30-10, batch 10": Network(**_FIRST, steps=50, rows=6000, population=64),
 }  # fmt: skip
