@@ -200,7 +200,7 @@ class Trainer:
         t, schedule = step / self.steps_per_epoch, self.optimizer.schedule
         return [schedule.factor(t, self.epochs, past) for past in self._past]
 
-    def _probe(self, plan: Plan, last: int) -> None:
+    def _probe(self, plan: Plan | None, last: int) -> None:
         """Raise NumericalError unless the losses of the steps up to number `last` are finite.
 
         What is not finite stays so in the sum over the epoch, so that a look now and then misses nothing.
@@ -211,7 +211,7 @@ class Trainer:
 
     def _finish_epoch(self) -> Row:
         """Evaluate, record, and move on to the next epoch."""
-        self._probe(self.training.batch(self.batch_size).plan, self.step)
+        self._probe(None, self.step)
         results = self.evaluate("train") if self.optimizer.swarm else self.training.results()
         row: Row = {"epoch": self.epoch + 1, "step": self.step, "lr": self.rate} | self._rolled_back()
         row |= {f"train_{name}": value for name, value in results.items()}
@@ -261,15 +261,16 @@ class Trainer:
         finally:
             w[...] = kept
 
-    def _not_finite(self, plan: Plan, last: int) -> NumericalError:
-        """Names the step, and what `diagnosis.where` finds.
+    def _not_finite(self, plan: Plan | None, last: int) -> NumericalError:
+        """Names the step, and what `diagnosis.where` finds in the plan.
 
-        Where the loss is not looked at in every step, later ones have spoiled all layers: only the steps are known.
+        Where the loss is not looked at in every step, later ones, or the update, have spoiled all layers: without a
+        plan only the steps are known.
         """
         first, which, where = self._probed + 1, f"at step {last}", ""
         if first < last:
-            which = f"by step {last}: at one of the steps {first} to {last} "
-        else:
+            which = f"by step {last}, at one of the steps {first} to {last}"
+        elif plan is not None:
             where = diagnosis.where(self.training, plan, self.batch_in_epoch)
         rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(self.rate))
         return NumericalError(
@@ -319,9 +320,12 @@ class Trainer:
     def content(self, check: bool = True) -> dict[str, np.ndarray | bytes]:
         """Everything that a run needs to go on, as arrays and text.
 
-        Raises NumericalError where a parameter is not finite, unless only names and shapes are wanted.
+        Raises NumericalError where a parameter or a loss is not finite, unless only names and shapes are wanted.
         """
         content: dict[str, np.ndarray | bytes] = {"config": self.text().encode()}
+        tallies = {name: self.backend.host(tally) for name, tally in self.training.tallies.items()}
+        if check and not np.isfinite(tallies["loss"]).all():  # where not every step is looked at
+            raise self._not_finite(None, self.step)
         for room, (flat, array) in self._flats().items():
             for path, view in flat.views(self.backend.host(array)).items():
                 content[f"{room}/{path}"] = view
@@ -332,7 +336,7 @@ class Trainer:
                     )
         content |= {f"optimizer/{name}": self.backend.host(array) for name, array in self.update.scalars.items()}
         content |= {f"preparation/{name}": array for name, array in self.data.preparation.arrays().items()}
-        content |= {f"progress/tally/{name}": self.backend.host(tally) for name, tally in self.training.tallies.items()}
+        content |= {f"progress/tally/{name}": tally for name, tally in tallies.items()}
         content |= {f"progress/carried/{name}": self.backend.host(a) for name, a in self.carried.items()}
         content |= {f"progress/{name}": np.array(getattr(self, name), np.int64) for name in COUNTERS}
         content["progress/monitor"] = self.monitor.state()

@@ -12,7 +12,9 @@ import pytest
 import gpbackprop as gp
 from gpbackprop import checkpoint
 from gpbackprop.checkpoint import format
+from gpbackprop.config import parse
 from gpbackprop.errors import CheckpointError
+from gpbackprop.restoring import restore
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.h5"))
@@ -63,3 +65,13 @@ def test_a_newer_version_is_refused_with_what_to_do(tmp_path, monkeypatch, versi
     ) as error:
         checkpoint.read(tmp_path / "a.h5")
     assert not isinstance(error.value, checkpoint.DamagedError)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_training_goes_on_from_a_golden_checkpoint(path):
+    found = checkpoint.read(path)
+    trainer = parse(found.config, path.name).trainer("cpu")
+    restore(trainer, found)
+    epochs = trainer.epoch
+    assert epochs
+    assert [row["epoch"] for row in trainer.fit(epochs + 1)] == list(range(1, epochs + 2))

@@ -82,10 +82,22 @@ def test_a_value_that_is_not_finite_in_the_data_is_told_by_its_row():
 def test_where_the_loss_is_looked_at_now_and_then_the_steps_between_are_named(monkeypatch):
     fake_cupy.install(monkeypatch)
     run = straight(data=poisoned(13), device="cuda")
-    with pytest.raises(
-        NumericalError, match="at one of the steps 2 to 10 "
-    ):  # looked at after the first, and at the end
-        run.fit()
+    with pytest.raises(NumericalError, match=r"by step 10, at one of the steps 2 to 10 \(epoch 1\)"):
+        run.fit()  # looked at after the first, and at the end
+
+
+def test_a_loss_that_was_not_looked_at_reaches_no_checkpoint(monkeypatch, tmp_path):
+    fake_cupy.install(monkeypatch)
+    rows = poisoned(13)
+    rows.splits["train"].inputs[13] = 1
+    rows.splits["train"].targets[13] = 1e25  # the square is too large for float32, and the gradient is not
+    run = straight(data=rows, device="cuda")
+    run.fit(hooks=[StopAt(4)])
+    assert run.step >= 4
+    assert np.isfinite(run.backend.host(run.network.w)).all()
+    with pytest.raises(NumericalError, match=r"at one of the steps 2 to \d+ \(epoch 1\): the loss is not finite\. "):
+        run.save(tmp_path / "model.h5")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_validation_loss_that_is_not_finite_stops_before_the_epoch_counts():
