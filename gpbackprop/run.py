@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ from gpbackprop.stopping import stopping_at_signals
 from gpbackprop.trainer import Hook, Row, Trainer, member_row
 
 log = logging.getLogger("gpbackprop")
+
+TEMPORARY = re.compile(r"\.(run\.json|metrics\.jsonl|config\.resolved\.toml)\.[0-9a-f]{16}\.tmp")
 
 
 class Run:
@@ -102,6 +106,9 @@ class Run:
         if found:
             restore(self.trainer, found)
             self._expect_same_bits(allow_inexact)
+        for left in filter(TEMPORARY.fullmatch, os.listdir(self.path)):  # a kill in the middle of _replace
+            with suppress(OSError):
+                (self.path / left).unlink()
         _replace(self.path / "config.resolved.toml", self.config.text())
         self._cut_metrics()
 

@@ -180,6 +180,16 @@ def test_the_same_line_starts_cleanly_after_a_crash_before_the_first_checkpoint(
     assert "taken over from process" in (tmp_path / "r" / "log.txt").read_text()
 
 
+def test_a_resume_removes_what_a_kill_has_left_and_nothing_else(whole):
+    left = whole / ".metrics.jsonl.0123456789abcdef.tmp"
+    foreign = whole / ".metrics.jsonl.tmp"
+    for path in (left, foreign):
+        path.write_text("{")
+    Run.open(whole, "cpu")
+    assert not left.exists()
+    assert foreign.exists()
+
+
 def test_a_process_that_lost_its_directory_stops_before_it_writes_there(tmp_path):
     one = begun(tmp_path / "r")
     one._lock._heart.lost = True
