@@ -139,9 +139,9 @@ class Flat(dict[str, Declared]):
 class Arena:
     """One buffer, handed out front to back. Without a buffer it measures, and hands out phantoms of one element."""
 
-    def __init__(self, xp: Any, size: int | None = None):
-        self.xp, self.used = xp, 0
-        self.buffer = None if size is None else xp.zeros(size, xp.uint8)
+    def __init__(self, backend: Backend, size: int | None = None):
+        self.xp, self.used = backend.xp, 0
+        self.buffer = None if size is None else backend.zeros((size,), np.uint8)
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -198,10 +198,10 @@ class Network:
 
     def allocate(self) -> None:
         """Make the arrays, of zeros."""
-        xp = self.backend.xp
-        self.w, self.g = (xp.zeros((self.K, self.params.size), self.dtype) for _ in range(2))
-        self.state = xp.zeros((self.K, self.states.size), self.dtype)
-        self.clock = xp.zeros(1, np.uint32)
+        zeros = self.backend.zeros
+        self.w, self.g = (zeros((self.K, self.params.size), self.dtype) for _ in range(2))
+        self.state = zeros((self.K, self.states.size), self.dtype)
+        self.clock = zeros((1,), np.uint32)
 
     def reset(self) -> None:
         """Draw the initial parameters and layer state, and set the step counter to 0."""
@@ -256,7 +256,7 @@ class Plan:
         self.tallies, self.carried = {} if tallies is None else tallies, carried
         size = None
         for _ in range(1 if measure else 2):  # the first pass measures, the second binds
-            self.arena = Arena(self.xp, size)
+            self.arena = Arena(self.backend, size)
             self.forwards: list[Closure] = []
             self.backwards: list[Closure] = []
             self.notes: list[Note] = []

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpbackprop.backend import Backend
 from gpbackprop.errors import ShapeError
 from gpbackprop.initializers import Constant, Zeros
 from gpbackprop.layers.base import Layer
@@ -123,10 +124,10 @@ def test_parameters_lie_side_by_side_aligned_and_without_overlap(shapes, K):
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=3).map(tuple), st.sampled_from(["u1", "f4", "f8"]))))
 def test_an_arena_hands_out_what_it_measured_aligned_and_without_overlap(asked):
-    measured = Arena(np)
+    measured = Arena(Backend())
     for shape, dtype in asked:
         assert measured.take(shape, dtype).shape == shape
-    arena = Arena(np, measured.used)
+    arena = Arena(Backend(), measured.used)
     base = arena.buffer.ctypes.data
     for i, (shape, dtype) in enumerate(asked):
         array = arena.take(shape, dtype)
@@ -139,7 +140,7 @@ def test_an_arena_hands_out_what_it_measured_aligned_and_without_overlap(asked):
 
 
 def test_measuring_takes_no_memory_worth_the_name():
-    huge = Arena(np).take((10**6, 10**6), np.float32)
+    huge = Arena(Backend()).take((10**6, 10**6), np.float32)
     assert huge.base.nbytes <= 16
 
 
@@ -228,3 +229,12 @@ def test_training_of_a_nested_model_goes_on_through_a_short_batch():
             net.clock += 1
         first = first or float((sizes[8].y.value ** 2).mean())
     assert float((sizes[8].y.value ** 2).mean()) < 0.2 * first
+
+
+def test_arrays_begin_with_a_line_of_the_cache_and_so_do_the_parts_of_them():
+    network = Network(Chain(Dense(5), Dense(3)), (7,), seeds=(0, 1, 2))
+    plan = Plan(network, 4, training=True)
+    update = SGD(0.1, momentum=0.9).bind(network)
+    arrays = [network.w, network.g, network.w[1], plan.arena.buffer, *update.state.values()]
+    arrays += [slot.value for _, slot in plan.outputs] + list(network.params.views(network.w).values())
+    assert all(array.ctypes.data % 64 == 0 for array in arrays)

@@ -74,6 +74,9 @@ class CudaBackend(Backend):
     def libraries(self) -> dict[str, str]:
         return {"cuBLASLt": self.lane.lt.version if self.lane.lt else "none"}
 
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        return self.module.zeros(shape, dtype)
+
     def array(self, host: np.ndarray) -> Array:
         return self.module.array(host)
 

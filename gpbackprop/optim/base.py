@@ -100,7 +100,7 @@ class Binding:
     def scratch(self) -> Array:
         """Work memory (K, P)."""
         self.taken += 1
-        return self.xp.zeros_like(self.w)
+        return self.network.backend.zeros(self.w.shape, self.w.dtype)
 
     def array(self, name: str, start: float | Array = 0.0) -> Array:
         """State (K, P)."""
