@@ -120,6 +120,7 @@ class Run:
         """Raise UsageError, unless it is allowed, where training would go on with what may round otherwise."""
         before, trainer = read_facts(self.path).get("numerics"), self.trainer
         if not isinstance(before, dict):
+            log.warning("%s: does not say on what the run was trained; the bits may differ", self.path / "run.json")
             return
         if trainer.epoch >= trainer.train.epochs or trainer.monitor.exhausted:
             self._numerics = before  # nothing is trained here
@@ -279,7 +280,7 @@ class Run:
         }
         try:
             _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
-        except CheckpointError as error:  # nothing is read from it that a run needs
+        except CheckpointError as error:  # a resume that finds none says so
             log.warning("%s", error)
 
 

@@ -224,6 +224,14 @@ def test_a_resume_where_other_bits_would_come_is_refused_says_why_and_can_be_all
     Run.open(tmp_path / "r", "cpu", epochs=4).train()  # and from now on this is the machine
 
 
+def test_a_resume_without_run_json_says_what_is_not_known(tmp_path, caplog):
+    begun(tmp_path / "r", "train.epochs=2").train()
+    (tmp_path / "r" / "run.json").unlink()
+    with caplog.at_level("WARNING", "gpbackprop"):
+        Run.open(tmp_path / "r", "cpu", epochs=3)
+    assert "run.json: does not say on what the run was trained" in caplog.text
+
+
 def test_a_run_without_a_checkpoint_starts_on_any_machine(tmp_path, monkeypatch):
     one = begun(tmp_path / "r")
     one._write_facts([])

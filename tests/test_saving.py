@@ -130,6 +130,22 @@ def test_the_best_one_is_kept_and_the_one_before_goes_with_the_same_save(tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["best.json", "last.json", "step-000000003.h5"]
 
 
+def test_without_a_thread_to_be_had_it_is_saved_at_once(tmp_path, monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    saver = checkpoint.Saver(tmp_path, keep=3)
+    saver.begin(1, content(1))
+    assert saver.saved == 1
+    saver.check()
+    (tmp_path / "step-000000009.h5").touch()  # a later one, which is another run's
+    saver.begin(2, content(2))
+    with pytest.raises(CheckpointError, match="another run's"):
+        saver.check()
+    saver.wait()
+
+
 def test_an_error_in_the_thread_is_raised_once_and_the_next_save_works(tmp_path, monkeypatch):
     saver = checkpoint.Saver(tmp_path, keep=2)
     saver.begin(1, content(1))

@@ -44,12 +44,17 @@ class Saver:
         """
         self.wait()
         copy = {path: self._copied(path, value) for path, value in content.items()}
-        self._thread = threading.Thread(target=self._save, args=(step, copy, best), name=f"save of step {step}")
-        self._thread.start()
+        thread = threading.Thread(target=self._save, args=(step, copy, best), name=f"save of step {step}")
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left: training waits
+            self._save(step, copy, best)
+        else:
+            self._thread = thread
 
     def check(self) -> None:
         """Raise the error of a save that has ended; returns at once."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
