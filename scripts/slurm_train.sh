@@ -4,9 +4,10 @@
 #
 #     mkdir -p runs/logs && sbatch scripts/slurm_train.sh
 #
-# The same line starts the run and goes on with it. When the time of an attempt ends, or Slurm takes the node back, the
-# program saves the step it is in and ends with exit code 75, and the job goes back to the queue. Submitting the file
-# again after any other end does no harm: a run that is complete is only reported.
+# The same line starts the run and goes on with it. When the time of an attempt ends, the program saves the step it is in
+# and ends with exit code 75, and the job goes back to the queue. It saves as well when the job is preempted, which Slurm
+# then starts again, or cancelled, which ends it. Submitting the file again after any end does no harm: a run that is
+# complete is only reported.
 
 #SBATCH --job-name=train
 #SBATCH --cpus-per-task=4               # CHANGE
@@ -15,7 +16,7 @@
 ##SBATCH --gres=gpu:1                   # CHANGE: with one # a GPU; then --device cuda below
 #SBATCH --output=runs/logs/%x-%j.txt
 #SBATCH --open-mode=append              # later attempts write below the earlier ones
-#SBATCH --requeue                       # a job whose node failed is started again
+#SBATCH --requeue                       # a preempted job, or one whose node failed, is started again
 #SBATCH --signal=B:USR1@120             # two minutes before the end of --time, this shell gets SIGUSR1
 
 # CHANGE: the environment, where `gpbackprop` is not already one of it:
@@ -32,7 +33,9 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} OPENBLAS_NUM_THREADS=${SLURM_CP
 # told the program too, it takes both for one.
 "${train[@]}" &
 program=$!
-trap 'kill -TERM "$program" 2>/dev/null' USR1 TERM
+out_of_time=
+trap 'out_of_time=1; kill -TERM "$program" 2>/dev/null' USR1
+trap 'kill -TERM "$program" 2>/dev/null' TERM   # preempted or cancelled: Slurm itself decides whether it starts again
 
 while
     wait "$program"                     # ends early, with a status above 128, when a signal comes
@@ -44,7 +47,7 @@ if ((status > 128)); then
     status=$?
 fi
 
-if ((status == 75)); then
+if [[ $out_of_time ]] && ((status == 75)); then
     echo "attempt $((SLURM_RESTART_COUNT + 1)) of job $SLURM_JOB_ID is saved and goes back to the queue"
     scontrol requeue "$SLURM_JOB_ID"
 fi
