@@ -1,6 +1,6 @@
 """Do to a run what machines do to it, many times, and count what was lost.
 
-    python scripts/torture.py kill|bits|hostile|resume|signals|io [--short] [--seed N] [--json FILE] [more options]
+    python scripts/torture.py kill|bits|hostile|resume|signals|io|data [--short] [--seed N] [--json FILE] [more options]
 
 Needs gpbackprop alone. Every fault is put into a real run over a small network, which is then resumed to its end and
 compared with one that nothing happened to. The table has a line for each kind of fault:
@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "resume": "every step of small runs of every kind is one to stop after, and to go on from",
     "signals": "SIGTERM, SIGINT and SIGUSR1 at random moments, once and twice, with and without a grace time",
     "io": "every n-th call to the disk fails, a disk that is full, a limit on the size of files, a power cut",
+    "data": "data files of every kind are damaged, cut off, badly written or made to harm, and are read",
 }
 
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -64,6 +65,8 @@ def read_npz(path: Path, target: str | None = None, weight: str | None = None) -
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():  # a name that was damaged in the directory is not one that is absent
+                archive.open(info).close()
             find = lambda name: _member(path, archive, name)  # noqa: E731
             parts = {"train": _raw(path, find, "in it", str, target, weight)}
             test = lambda name: f"{name}_test"  # noqa: E731
@@ -95,8 +98,10 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | Non
             )
         with archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
         raise DataError(f"{path}: {name!r} is not an array of NumPy, or damaged ({error})") from error
+    except MemoryError as error:  # also what Python says of a header with too many brackets
+        raise DataError(f"{path}: {name!r} is damaged, or too large for the memory of this machine") from error
 
 
 def read_hdf5(path: Path, target: str | None = None, weight: str | None = None) -> dict[str, Raw]:

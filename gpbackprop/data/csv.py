@@ -22,6 +22,7 @@ from gpbackprop.spec import suggest
 
 MISSING = frozenset({"", "?", "na", "n/a", "#n/a", "nan", "null"})
 MOST_CATEGORIES = 256
+LONGEST_LINE = 1 << 24  # letters: a line is held in memory, and a small .gz may say that it has one of gigabytes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _reading(path: Path):
 
 def _records(path: Path, file, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every record that is not blank; `line` is where the record ends."""
-    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(_lines(path, file), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for cells in reader:
             if cells:
@@ -92,6 +93,15 @@ def _records(path: Path, file, delimiter: str) -> Iterator[tuple[int, list[str]]
         raise DataError(
             f"{path}, line {reader.line_num}: {error}; check the quotes around this place and that the file is text"
         ) from error
+
+
+def _lines(path: Path, file) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+        if len(line) == LONGEST_LINE:
+            raise DataError(
+                f"{path}, line {number}: is {LONGEST_LINE} letters long or more; expected rows of values, each on a line"
+            )
+        yield line
 
 
 def _delimiter(path: Path) -> str:

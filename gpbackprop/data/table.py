@@ -109,10 +109,12 @@ def as_targets(y: np.ndarray, rows: int, where: str, what: str, steps: int = 0) 
 
 
 def _as_words(y: np.ndarray, where: str, what: str) -> Words:
-    values, codes = np.unique(y, return_inverse=True)
     try:
+        values, codes = np.unique(y, return_inverse=True)
         words = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
-    except UnicodeDecodeError as error:
+        for word in words:
+            word.encode()  # half of a pair of surrogates can be held, and not written
+    except (ValueError, SystemError) as error:  # NumPy makes no str of a number that is no letter: a SystemError
         raise DataError(f"{where}: {what} holds text that is not UTF-8") from error
     return Words(codes.reshape(y.shape).astype(np.int32), tuple(words))
 
