@@ -1,5 +1,6 @@
 """What every test shares: the CUDA mark, the data directory, and Hypothesis without a stop-watch."""
 
+import logging
 import os
 
 # One thread for each product, here and in the programs that the tests start: several that wait for each other on a busy
@@ -33,6 +34,15 @@ def cuda():
 def _needs_cuda(request):
     if request.node.get_closest_marker("cuda"):
         request.getfixturevalue("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """A command that a test runs in its own process sets the log up for a screen; the next test shall not hear of it."""
+    log = logging.getLogger("gpbackprop")
+    before = (log.level, log.propagate, list(log.handlers))
+    yield
+    log.level, log.propagate, log.handlers = before
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 
 import fake_cupy
@@ -310,18 +309,15 @@ def test_a_config_of_folds_is_written_out_and_means_the_same():
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Runs a command in a folder of its own; the log stays as it was."""
+    """Runs a command in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    log = logging.getLogger("gpbackprop")
-    before = (log.level, log.propagate, list(log.handlers))
 
     def run(*arguments):
         done = CliRunner().invoke(cli, [*map(str, arguments)], standalone_mode=False, catch_exceptions=False)
         assert not done.return_value, done.output
         return done.stdout
 
-    yield run
-    log.level, log.propagate, log.handlers = before
+    return run
 
 
 def test_train_prints_each_fold_their_mean_and_deviation_and_so_does_json(command):
