@@ -38,7 +38,7 @@ def _needs_cuda(request):
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was():
-    """A command that a test runs in its own process sets the log up for a screen; the next test shall not hear of it."""
+    """A command that runs in the process of a test sets the log up for a screen; the next test shall not see that."""
     log = logging.getLogger("gpbackprop")
     before = (log.level, log.propagate, list(log.handlers))
     yield
