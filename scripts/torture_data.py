@@ -126,7 +126,7 @@ def known(kind: Kind) -> Iterator[Case]:
         case "rows.csv":
             yield from tables()
         case "rows.csv.gz":
-            yield "a line of 600 MB", gzip.compress(b"0," * (1 << 20)) * 300, "line 1: .*long"
+            yield "a line of 600 MB", gzip.compress(b"0," * (1 << 20)) * 300, "line 1: has"
             yield "a cell of 600 MB", gzip.compress(b"0" * (1 << 21)) * 300, "line 1"
             yield "two parts", gzip.compress(TABLE[:9].encode()) + gzip.compress(TABLE[9:].encode()), ""
             yield "zeros after the end", kind.content + bytes(99), ""

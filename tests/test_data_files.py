@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpbackprop import data
+from gpbackprop.data import csv as csv_files
 from gpbackprop.data import idx
 from gpbackprop.errors import ConfigError, DataError
 
@@ -195,6 +196,12 @@ def test_a_damaged_gzip_is_a_data_error(write):
     for content in (whole[:-20], b"not gzip", whole[:30] + b"\xff\xff\xff" + whole[33:]):
         with pytest.raises(DataError, match="damaged"):
             load(write(content, "rows.csv.gz"))
+
+
+def test_a_small_csv_with_an_endless_line_is_refused_before_memory_is_taken(write, monkeypatch):
+    monkeypatch.setattr(csv_files, "LONGEST_LINE", 1 << 16)
+    path = write(gzip.compress(b"0," * (8 << 20)), "rows.csv.gz")
+    refused_cheaply(lambda: load(path), r"rows\.csv\.gz, line 1: has 65536 letters or more")
 
 
 # ---- NPZ and HDF5
@@ -407,6 +414,31 @@ def test_a_hostile_npz_is_refused_before_memory_is_taken(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"not an array")
     refused_cheaply(lambda: load(path), "damaged")
+
+
+@pytest.mark.parametrize(
+    "header", ["{", "(" * 5000, "-" * 9000, "'''", "  1\n 2", "{'descr': '<f8', 'shape': (True, 3)}"]
+)
+def test_a_header_of_npz_that_is_none_is_refused(tmp_path, header):
+    with zipfile.ZipFile(tmp_path / "rows.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    with pytest.raises(DataError, match=r"rows\.npz: 'x' is .*damaged"):
+        load(tmp_path / "rows.npz")
+
+
+def test_an_array_whose_name_is_damaged_is_not_taken_for_one_that_is_absent(tmp_path):
+    path = save(tmp_path / "rows.npz", x=X, y=Y, lengths=np.ones(4, int))
+    before, _, after = path.read_bytes().rpartition(b"lengths")
+    path.write_bytes(before + b"length5" + after)
+    with pytest.raises(DataError, match="damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("letter", [0x80000041, 0xD800])
+def test_labels_of_letters_that_are_none_are_refused(tmp_path, letter):
+    labels = np.array([letter, 65, 65, 65], np.uint32).view("U1")
+    with pytest.raises(DataError, match="y holds text that is not UTF-8"):
+        load(save(tmp_path / "rows.npz", x=X, y=labels))
 
 
 def test_a_hostile_hdf5_is_refused_before_memory_is_taken(tmp_path):

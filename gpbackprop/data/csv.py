@@ -99,7 +99,7 @@ def _lines(path: Path, file) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
         if len(line) == LONGEST_LINE:
             raise DataError(
-                f"{path}, line {number}: is {LONGEST_LINE} letters long or more; expected rows of values, each on a line"
+                f"{path}, line {number}: has {LONGEST_LINE} letters or more; expected rows of values, a line for each"
             )
         yield line
 
