@@ -11,6 +11,11 @@ compared with one that nothing happened to. The table has a line for each kind o
     silent     other final bits, or a failure that nobody was told of
 
 It exits with 1 unless all are survived. `--short` takes seconds; the long form is meant for a night at low priority.
+
+Some faults are tried by tests alone: two trainers in one directory and what a dead one leaves there
+(tests/test_lock.py); a loss that is not finite (tests/test_trainer.py, tests/test_resume.py); cupy that is absent,
+broken or fails within a run (tests/test_backend.py, tests/test_cuda_runs.py); metrics.jsonl that is torn or finds no
+room (tests/test_resume.py, tests/test_saving.py).
 """
 
 import argparse

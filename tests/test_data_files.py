@@ -434,6 +434,16 @@ def test_an_array_whose_name_is_damaged_is_not_taken_for_one_that_is_absent(tmp_
         load(path)
 
 
+def test_an_array_that_a_damaged_directory_passes_over_is_not_taken_for_one_that_is_absent(tmp_path):
+    path = save(tmp_path / "rows.npz", x=X, y=Y, lengths=np.ones(4, int))
+    content = bytearray(path.read_bytes())
+    at = content.rfind(b"y.npy") - 14  # the length of the comment after this name: all of the next entry
+    content[at : at + 2] = struct.pack("<H", 46 + len("lengths.npy"))
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="says 3 arrays and names 2"):
+        load(path)
+
+
 @pytest.mark.parametrize("letter", [0x80000041, 0xD800])
 def test_labels_of_letters_that_are_none_are_refused(tmp_path, letter):
     labels = np.array([letter, 65, 65, 65], np.uint32).view("U1")
@@ -532,6 +542,7 @@ HEADERS = {
     "too long": (struct.pack(">2xBB1I", 8, 1, 9) + b"\0" * 10, "the file holds more"),
     "another format": (b"\x89PNG\r\n\x1a\n", "not an IDX file"),
     "unknown type": (struct.pack(">2xBB1I", 7, 1, 1) + b"\0", "not an IDX file"),
+    "no values": (struct.pack(">2xBB4I", 8, 4, 0, *[2**32 - 1] * 3), "which are none"),
     "a cut header": (struct.pack(">2xBB1I", 8, 3, 1), "ends inside its header"),
     "nothing": (b"", "not an IDX file"),
 }

@@ -67,16 +67,27 @@ def read_npz(path: Path, target: str | None = None, weight: str | None = None) -
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():  # a name that was damaged in the directory is not one that is absent
                 archive.open(info).close()
+            _expect_all(path, len(archive.infolist()))
             find = lambda name: _member(path, archive, name)  # noqa: E731
             parts = {"train": _raw(path, find, "in it", str, target, weight)}
             test = lambda name: f"{name}_test"  # noqa: E731
             if any(f"{test(n)}.npy" in archive.namelist() for n in NAMES["inputs"]):
                 parts["test"] = _raw(path, find, "for the test", test, target, weight)
             return parts
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(f"{path}: not an NPZ file, or damaged ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _expect_all(path: Path, found: int) -> None:
+    """Raise DataError where the end of the directory counts more arrays than were found: a wrong length hides one."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        tail = file.read()
+    end = tail[tail.rfind(b"PK\5\6") :][:12]
+    if len(end) == 12 and (said := int.from_bytes(end[10:], "little")) not in (found, 0xFFFF):
+        raise DataError(f"{path}: its directory says {said} arrays and names {found}; it is damaged, get it again")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:

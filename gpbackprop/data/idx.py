@@ -36,6 +36,8 @@ def read(path: Path) -> np.ndarray:
                     f"{path}: the header says {_times(shape)} values ({wanted} bytes), but the file has {size} bytes"
                     f"{' compressed' if packed else ''}; it is damaged or cut off, get it again"
                 )
+            if not wanted:
+                raise DataError(f"{path}: the header says {_times(shape)} values, which are none; expected rows")
             x = np.empty(shape, dtype)
             left = memoryview(x.reshape(-1).view(np.uint8))
             while left and (count := file.readinto(left[:CHUNK])):
