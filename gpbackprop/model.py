@@ -67,20 +67,21 @@ class Model:
             return Evaluation(self.network, self.config.loss, metrics, split, self.preparation)()
 
 
-def find(path: str | Path, best: bool = False) -> checkpoint.Checkpoint:
+def find(path: str | Path, best: bool = False, whole: bool = True) -> checkpoint.Checkpoint:
     """The checkpoint of a run directory (the newest whole one, or the best) or of a file. Raises CheckpointError.
 
-    Nothing is changed there: a damaged file is told and passed over, and set aside only when the run is resumed.
+    Unless it is read as a `whole`, only what is asked for comes into memory. Nothing is changed there: a damaged file
+    is told and passed over, and set aside only when the run is resumed.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such run directory or checkpoint file")
     if not path.is_dir():
-        return checkpoint.read(path)
+        return checkpoint.read(path, whole=whole)
     folder = path / "checkpoints" if is_run(path) else path
     if best and (chosen := checkpoint.best(folder)):
-        return checkpoint.read(chosen)
-    found = checkpoint.latest(folder, warn=log.warning, set_aside=False)
+        return checkpoint.read(chosen, whole=whole)
+    found = checkpoint.latest(folder, warn=log.warning, set_aside=False, whole=whole)
     if not found:
         raise CheckpointError(f"{path}: holds no checkpoint yet; train first, or name another run directory or file")
     return found

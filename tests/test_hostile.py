@@ -69,7 +69,7 @@ def test_a_damaged_file_is_never_read_as_something_else(tmp_path, kind):
 
 
 def test_other_bits_and_a_reader_that_dies_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_verified", lambda path, fd, size: memoryview(path.read_bytes())[:-48])
+    monkeypatch.setattr(reader, "_verified", lambda path, *_: memoryview(path.read_bytes())[:-48])
     row = torture_bits.damaged(tmp_path, "bits", torture_bits.bits, 100, seed=2)
     assert row.silent
     monkeypatch.setattr(checkpoint, "read", lambda path: os.kill(os.getpid(), 9))

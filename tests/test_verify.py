@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,31 @@ def test_inspect_shows_what_is_left_of_a_damaged_file_and_exits_with_4(run):
     assert done.returncode == 4
     assert "not to be seen" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_what_is_not_read_as_a_whole_is_the_same_and_comes_in_parts(tmp_path):
+    path, rng = tmp_path / "large.h5", np.random.default_rng(0)
+    arrays = {f"params/{n}-dense/W": rng.normal(size=(1, 500, 1000)).astype("f4") for n in range(10)}
+    checkpoint.write(path, {"config": b"name = 1", "history": b"", **arrays})
+    tracemalloc.start()
+    found = checkpoint.read(path, whole=False)
+    assert found.config == "name = 1"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6 < path.stat().st_size / 3
+    assert found.entries == checkpoint.read(path).entries
+    for name, array in found.arrays().items():
+        assert name in ("config", "history") or np.array_equal(array, arrays[name])
+
+
+def test_a_file_that_becomes_shorter_while_it_is_looked_at_is_refused(tmp_path):
+    path = tmp_path / "some.h5"
+    checkpoint.write(path, {"config": b"", "history": b"", "params/W": np.ones((1, 10**6))})
+    found = checkpoint.read(path, whole=False)
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CheckpointError, match="has become shorter while it was read"):
+        found.arrays()
 
 
 def test_inspect_reads_no_parameter(run, monkeypatch):

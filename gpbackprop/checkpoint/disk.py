@@ -6,6 +6,7 @@ Every system call goes through `calls`, so that a test can make the n-th one fai
 import errno
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,13 @@ class Calls:
 
 
 calls = Calls()
+
+
+def pieces(fd: int, size: int) -> Iterator[bytes]:
+    """The next `size` bytes of an open file, or what there is of them."""
+    while size and (piece := calls.read(fd, min(PIECE, size))):
+        size -= len(piece)
+        yield piece
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:

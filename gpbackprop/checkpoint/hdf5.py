@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
+from typing import Any
 
-from gpbackprop.checkpoint import format
+from gpbackprop.checkpoint import format, pages
 
 UNDEFINED = (1 << 64) - 1
 HARD = 0
@@ -54,18 +55,19 @@ Messages = dict[int, list[Message]]
 class Fields:
     """Little-endian numbers and bytes, one after the other."""
 
-    def __init__(self, data: memoryview, what: str):
+    def __init__(self, data: Any, what: str):
         self.data, self.what, self.at = data, what, 0
 
     @property
     def left(self) -> int:
         return len(self.data) - self.at
 
-    def bytes(self, size: int) -> memoryview:
+    def bytes(self, size: int) -> Any:
         if size > self.left:
             raise BrokenError(f"{self.what} ends after {len(self.data)} bytes, too early")
         self.at += size
-        return self.data[self.at - size : self.at]
+        found = self.data[self.at - size : self.at]
+        return bytes(found) if isinstance(found, pages.Bytes) else found
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.bytes(size), "little")
@@ -78,7 +80,7 @@ class Fields:
 class Image:
     """The bytes of an HDF5 file, all of them unless it is known to be `damaged`."""
 
-    def __init__(self, data: memoryview, damaged: bool = False):
+    def __init__(self, data: Any, damaged: bool = False):
         self.damaged = damaged
         self.data, self.parts = data, 1000 + min(len(data) // PART, 12 * format.OBJECTS)
 
@@ -216,7 +218,7 @@ class Image:
                 waiting.append((node.number(8), node.number(1), depth - 1))
                 node.bytes(_bytes_for(below[depth - 1]) if depth > 1 else 0)
 
-    def chunks(self, layout: Fields, count: int, size: int) -> list[memoryview]:
+    def chunks(self, layout: Fields, count: int, size: int) -> list[Any]:
         """The bytes of `count` chunks of `size` bytes, in row-major order; `layout` is read up to its type of index."""
         kind = layout.number(1)
         if kind == 1 and count == 1:

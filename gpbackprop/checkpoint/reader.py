@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpbackprop.checkpoint import disk, format
+from gpbackprop.checkpoint import disk, format, pages
 from gpbackprop.checkpoint.structure import DamagedError, Entry, Walk
 from gpbackprop.errors import CheckpointError
 
@@ -79,7 +79,8 @@ class Checkpoint:
         return {path.removeprefix(prefix): entry for path, entry in self.entries.items() if path.startswith(prefix)}
 
     def _load(self, paths: list[str]) -> dict[str, np.ndarray]:
-        arrays = {path: self.entries[path].array() for path in paths}
+        with _faults_told(self.path):
+            arrays = {path: self.entries[path].array() for path in paths}
         for path, array in arrays.items():
             if path.startswith("params/") and not np.isfinite(array).all():
                 raise DamagedError(f"{self.path}: {path} holds NaN or infinity; use an earlier checkpoint")
@@ -101,16 +102,18 @@ def _differences(expected: Mapping[str, tuple[Shape, Any]], found: Mapping[str, 
             yield f"{name}: found {found[name].shape} {found[name].dtype}, expected nothing of this name"
 
 
-def read(path: Path, limit: int = format.LIMIT) -> Checkpoint:
-    """Check the file at `path`, of at most `limit` bytes, and describe what it holds without reading arrays.
+def read(path: Path, limit: int = format.LIMIT, whole: bool = True) -> Checkpoint:
+    """Check the file at `path`, of at most `limit` bytes, and describe what it holds.
 
+    Its bytes stay in memory, so that what was checked is what arrays are made of. Where it is not to be read as a
+    `whole`, only the bytes of the arrays that are asked for are read, from the file as it is at that moment.
     Raises DamagedError where the bytes are not a checkpoint's, and CheckpointError where the file cannot be read or was
     written by a newer version.
     """
     path = Path(path)
     with _faults_told(path), _opened(path, limit) as (fd, size):
-        image = _verified(path, fd, size)
-    return Checkpoint(path, Walk(path, image).entries())
+        image = _verified(path, fd, size, whole)
+        return Checkpoint(path, Walk(path, image).entries())
 
 
 SALVAGED = 1 << 30
@@ -140,7 +143,7 @@ def salvage(path: Path, limit: int = format.LIMIT) -> Remains:
         except CheckpointError as error:
             why = str(error).removeprefix(f"{path}: ")
         disk.calls.lseek(fd, 0, os.SEEK_SET)
-        data = b"".join(_pieces(fd, min(size, SALVAGED)))
+        data = b"".join(disk.pieces(fd, min(size, SALVAGED)))
         trailer = format.TRAILER if data[-format.TRAILER :].startswith(format.MAGIC) else 0
         walk = Walk(path, memoryview(data)[: len(data) - trailer], damaged=True)
         with suppress(CheckpointError):
@@ -178,30 +181,32 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[int, int]]:
         disk.calls.close(fd)
 
 
-def _verified(path: Path, fd: int, size: int) -> memoryview:
-    """The HDF5 image in the open file, once its digest holds."""
+def _verified(path: Path, fd: int, size: int, whole: bool = True) -> memoryview | pages.Bytes:
+    """The HDF5 image in the open file, once its digest holds: in memory, or as parts of the file."""
     if size < format.TRAILER + len(format.SIGNATURE):
         raise DamagedError(f"{path}: has {size} bytes, too few for a checkpoint; {_ADVICE}")
     size -= format.TRAILER
     disk.calls.lseek(fd, size, os.SEEK_SET)  # the end first: a huge foreign file is refused at once
-    trailer = b"".join(_pieces(fd, format.TRAILER))
+    trailer = b"".join(disk.pieces(fd, format.TRAILER))
     if not trailer.startswith(format.MAGIC):
         raise DamagedError(
             f"{path}: does not end as a checkpoint does; it was cut short, or is something else; {_ADVICE}"
         )
     disk.calls.lseek(fd, 0, os.SEEK_SET)
-    digest, image, at = hashlib.sha256(), memoryview(bytearray(size)), 0
-    for piece in _pieces(fd, size):
+    digest, image, at = hashlib.sha256(), memoryview(bytearray(size if whole else 0)), 0
+    for piece in disk.pieces(fd, size):
         digest.update(piece)
-        image[at : at + len(piece)] = piece
-        at += len(piece)
+        if whole:
+            image[at : at + len(piece)] = piece
+            at += len(piece)
     if digest.digest() != trailer[len(format.MAGIC) :]:
         raise DamagedError(
             f"{path}: its bytes do not match its SHA-256; the file was damaged after it was written; {_ADVICE}"
         )
-    if image[: len(format.SIGNATURE)] != format.SIGNATURE:
+    found = image.toreadonly() if whole else pages.Bytes(pages.File(fd), 0, size)
+    if bytes(found[: len(format.SIGNATURE)]) != format.SIGNATURE:
         raise DamagedError(f"{path}: is not an HDF5 file; {_ADVICE}")
-    return image.toreadonly()
+    return found
 
 
 _ADVICE = "use another checkpoint, or copy it again from where it came"
@@ -220,9 +225,3 @@ def _check_kind(path: Path, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "something else")
         raise DamagedError(f"{path}: is not a file but {kind}; give a checkpoint (.h5)")
-
-
-def _pieces(fd: int, size: int) -> Iterator[bytes]:
-    while size and (piece := disk.calls.read(fd, min(disk.PIECE, size))):
-        size -= len(piece)
-        yield piece

@@ -78,7 +78,9 @@ def best(directory: Path) -> Path | None:
     return Path(directory) / named if named else None
 
 
-def latest(directory: Path, warn: Warn = warnings.warn, set_aside: bool = True) -> Checkpoint | None:
+def latest(
+    directory: Path, warn: Warn = warnings.warn, set_aside: bool = True, whole: bool = True
+) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where none was ever saved.
 
     Of a damaged one `warn` is told why, and the next older one is tried. It is renamed to `*.damaged`, unless
@@ -103,7 +105,7 @@ def latest(directory: Path, warn: Warn = warnings.warn, set_aside: bool = True) 
     for step in sorted(steps, reverse=True):
         path = directory / steps[step]
         try:
-            return read(path)
+            return read(path, whole=whole)
         except DamagedError as error:
             kept = _set_aside(path) if set_aside else path.name
             aside.append(kept)

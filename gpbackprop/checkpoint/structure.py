@@ -9,11 +9,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from gpbackprop.checkpoint import format, hdf5
+from gpbackprop.checkpoint import format, hdf5, pages
 from gpbackprop.errors import CheckpointError
 
 TYPES = {
@@ -53,27 +53,31 @@ class Entry:
     dtype: np.dtype
     chunk: tuple[int, ...] = field(default=(), repr=False, compare=False)
     """The shape of a chunk, () of an array that lies in one piece."""
-    pieces: tuple[memoryview, ...] = field(default=(), repr=False, compare=False)
+    pieces: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     """The bytes of each chunk, in row-major order."""
 
     def array(self) -> np.ndarray:
         """A copy of the array."""
         out = np.empty(self.shape, self.dtype)
         if not self.chunk:
-            out[...] = np.frombuffer(self.pieces[0], self.dtype).reshape(self.shape)
+            out[...] = np.frombuffer(_read(self.pieces[0]), self.dtype).reshape(self.shape)
             return out
         grid = [math.ceil(n / c) for n, c in zip(self.shape, self.chunk, strict=True)]
         for at, piece in zip(np.ndindex(*grid), self.pieces, strict=True):
             window = tuple(slice(i * c, i * c + c) for i, c in zip(at, self.chunk, strict=True))
             part = out[window]  # less than a chunk at the end of an axis
-            part[...] = np.frombuffer(piece, self.dtype).reshape(self.chunk)[tuple(map(slice, part.shape))]
+            part[...] = np.frombuffer(_read(piece), self.dtype).reshape(self.chunk)[tuple(map(slice, part.shape))]
         return out
+
+
+def _read(piece: Any) -> Any:
+    return bytes(piece) if isinstance(piece, pages.Bytes) else piece
 
 
 class Walk:
     """One pass over the objects of an HDF5 image, which reads no array but /format."""
 
-    def __init__(self, path: Path, data: memoryview, damaged: bool = False):
+    def __init__(self, path: Path, data: Any, damaged: bool = False):
         self.path, self.data, self.image = path, data, hdf5.Image(data, damaged)
         self.declared = 0
         self.seen: set[int] = set()

@@ -29,7 +29,7 @@ def command(model, best, as_json):
     from gpbackprop.run import is_run, read_facts
 
     try:
-        checkpoint = find(model, best)
+        checkpoint = find(model, best, whole=False)
         found = outline(checkpoint)
     except CheckpointError:
         if model.is_file():
