@@ -138,7 +138,7 @@ def _hdf5(path: Path) -> Iterator:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # of a type that h5py cannot name, too
         reason = str(error) if path.is_file() else "there is no such file"
         raise DataError(f"{path}: not an HDF5 file that can be read ({reason})") from error
 
