@@ -46,6 +46,18 @@ def test_elementwise_calls_with_every_kind_of_operand(name, dtype, k, m, n, kind
     assert eager == replayed
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("first", [True, False])
+def test_bounds_by_a_zero_keep_its_sign_and_its_place(zero, first):
+    x = np.array([[0.0, -0.0, 1.0, -1.0] * 5], "f4")
+
+    def calls(backend, x, y):
+        backend.xp.maximum(*((zero, x) if first else (x, zero)), out=y)
+
+    eager, replayed = after(calls, [x, np.ones_like(x)])
+    assert eager == replayed
+
+
 @pytest.mark.parametrize("n", [1, 3, 2**14, 2**14 + 5, 50_000])
 @pytest.mark.parametrize("name", ["maximum", "minimum"])
 def test_bounds_by_a_number_also_keep_what_is_not_finite(n, name):

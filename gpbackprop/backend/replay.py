@@ -65,14 +65,19 @@ def _bound(call: Call, inputs: list[np.ndarray], out: np.ndarray) -> list[Step]:
     if number is None or out.ndim != 1 or inputs[1 - number].shape != out.shape or call.options:
         # from NumPy 2.4 these two want the keyword
         return [partial(call.function, *inputs, out=out, **call.options)]
-    row, other = _row(inputs[number].item(), inputs[number].dtype), inputs[1 - number]
-    parts = [slice(start, start + BLOCK) for start in range(0, len(out), BLOCK)]
-    return [partial(call.function, other[part], row[: len(out[part])], out=out[part]) for part in parts]
+    row = _row(str(inputs[number].item()), inputs[number].dtype)
+    steps: list[Step] = []
+    for start in range(0, len(out), BLOCK):
+        part = slice(start, start + BLOCK)
+        pair = [row[: len(out[part])] if i == number else x[part] for i, x in enumerate(inputs)]
+        steps.append(partial(call.function, *pair, out=out[part]))
+    return steps
 
 
 @cache
-def _row(number: float, dtype: np.dtype) -> np.ndarray:
-    return np.full(BLOCK, number, dtype)
+def _row(number: str, dtype: np.dtype) -> np.ndarray:
+    """By its spelling: 0.0 and -0.0 are one key of a cache, and not one number."""
+    return np.full(BLOCK, float(number) if dtype.kind == "f" else int(number), dtype)
 
 
 def arrays(inputs: Sequence[Any]) -> list[np.ndarray]:
