@@ -246,11 +246,11 @@ def test_inspect_reads_no_parameter(run, monkeypatch):
 
     result = CliRunner().invoke(inspect, [str(run)])
     assert result.exit_code == 0, result.output
-    entries = checkpoint.read(steps(run)[-1]).section("params").values()
     assert read
-    assert not [entry for entry in read if entry in entries]
     held = [piece for entry in read for piece in entry.pieces if isinstance(piece, memoryview)]
     assert not held  # these would be parts of the whole file in memory
+    entries = checkpoint.read(steps(run)[-1]).section("params").values()
+    assert not [entry for entry in read if entry in entries]
 
 
 @pytest.mark.parametrize(
