@@ -11,13 +11,14 @@ for library in ("OPENBLAS", "OMP", "MKL"):
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from gpbackprop import backend
 from gpbackprop.errors import DeviceError
 
-# An example may take long on a busy machine; how long is not what these tests ask.
-settings.register_profile("gpbackprop", parent=settings.default, deadline=None)
+# An example may take long on a busy machine, and a draw may be thrown away; neither is what these tests ask.
+_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+settings.register_profile("gpbackprop", parent=settings.default, deadline=None, suppress_health_check=_CHECKS)
 settings.load_profile("gpbackprop")
 
 
