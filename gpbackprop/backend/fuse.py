@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend.expressions import Operand
 from gpbackprop.backend.source import Kernel, write
 from gpbackprop.backend.statements import Row, Statement, statement
 from gpbackprop.backend.tape import Call
@@ -41,6 +42,11 @@ def fuse(calls: Sequence[Call], empty: Empty) -> list[Kernel | Call]:
     depends on nothing but the tape: thread i of n adds elements i, i + n, ..., then the threads' sums are added in a
     binary tree.
     """
+    return [write(item) if isinstance(item, Group) else item for item in groups(calls, empty)]
+
+
+def groups(calls: Sequence[Call], empty: Empty) -> list["Group | Call"]:
+    """`calls` as groups, and as those that join none, in an order that gives the same."""
     items: list[Group | Fixed] = []
     for call in calls:
         found = statement(call)
@@ -49,7 +55,7 @@ def fuse(calls: Sequence[Call], empty: Empty) -> list[Kernel | Call]:
                 items.append(Fixed(call))
             elif not any(group.admit(part) for group in _earlier(items, part)) and not _later(items, part):
                 items.append(Group([part]))
-    return [write(item) if isinstance(item, Group) else item.call for item in _joined(items)]
+    return [item.call if isinstance(item, Fixed) else item for item in _joined(items)]
 
 
 def _joined(items: Sequence[Any]) -> list[Any]:
@@ -266,16 +272,16 @@ def split(part: Statement, empty: Empty) -> list[Statement]:
     shape = (*part.shape[:axis], parts, n // parts, *part.shape[axis + 1 :])
     inner = (*part.inner[:axis], False, True, *part.inner[axis + 1 :])
     rows = tuple(m for m, flag in zip(shape, inner, strict=True) if not flag)
-    sums = empty(rows, part.dtype)
+    sums = empty(rows, part.value.dtype)
     strides = iter(sums.strides)
     over = tuple(0 if flag else next(strides) for flag in inner)
-    out = View(sums, address(sums), np.dtype(part.dtype), shape, over)
+    out, sum_ = View(sums, address(sums), np.dtype(sums.dtype), shape, over), Operand(0, part.value.dtype)
     reads = tuple(read.laid(shape) for read in part.reads)
-    first = replace(part, shape=shape, inner=inner, reads=reads, out=out, tail="{0}")
+    first = replace(part, shape=shape, inner=inner, reads=reads, out=out, tail=sum_)
     at = sum(not flag for flag in inner[:axis])
     end = View(
         part.out.array, part.out.address, part.out.dtype, rows,
         tuple(s for s, flag in zip(part.out.over(shape), inner, strict=True) if not flag),
     )  # fmt: skip
     flags = tuple(i == at for i in range(len(rows)))
-    return [first, replace(part, shape=rows, inner=flags, reads=(view(sums, sums.shape),), out=end, text="{0}")]
+    return [first, replace(part, shape=rows, inner=flags, reads=(view(sums, sums.shape),), out=end, value=sum_)]

@@ -8,30 +8,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpbackprop.backend import cpp
+from gpbackprop.backend.cpp import PRELUDE, TYPES
 from gpbackprop.backend.layout import Layout
-from gpbackprop.backend.statements import TYPES, Row, Statement
+from gpbackprop.backend.statements import Row, Statement
 from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import View
 
 if TYPE_CHECKING:
     from gpbackprop.backend.fuse import Group
-
-PRELUDE = """\
-#ifndef GPB_PRELUDE
-#define GPB_PRELUDE
-#define GPB_INFINITY __longlong_as_double(0x7ff0000000000000ll)
-#define GPB_NAN __longlong_as_double(0x7ff8000000000000ll)
-// NaN where one of them is.
-template <typename T> __device__ inline T gpb_maximum(T a, T b) { return a > b || a != a ? a : b; }
-template <typename T> __device__ inline T gpb_minimum(T a, T b) { return a < b || a != a ? a : b; }
-template <typename T> __device__ inline T gpb_sign(T a) { return a != a ? a : (T)((a > 0) - (a < 0)); }
-// Whether element a, at place i, is the maximum rather than b, at place j: NaN before all, then the first.
-template <typename T> __device__ inline bool gpb_first(T a, long long i, T b, long long j) {
-  if (a != a || b != b) return a != a && (b == b || i < j);
-  return a > b || (a == b && i < j);
-}
-#endif
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +140,12 @@ class Writer:
     def _row(self, part: Statement) -> None:
         self._wait(part, False)
         values = [self._value(read, False) for read in part.reads]
-        self._keep(part.out, False, part.text.format(*values), self.lines)
+        self._keep(part.out, False, cpp.text(part.value, values), self.lines)
 
     def _element(self, part: Statement) -> None:
         self._wait(part, True)
         values = [self._value(read, True) for read in part.reads]
-        text = part.text.format(*values)
+        text = cpp.text(part.value, values)
         if part.join:
             self._join(part, text)
         else:
@@ -177,7 +162,7 @@ class Writer:
 
     def _join(self, part: Statement, text: str) -> None:
         """A reduction: each thread over its own elements, then all threads of the row, in a binary tree."""
-        kind, best = TYPES[part.dtype.name], self._name()
+        kind, best = TYPES[part.value.dtype.name], self._name()
         start = {"sum": "0", "min": "GPB_INFINITY"}.get(part.join, "-GPB_INFINITY")
         ends = self.lines if self.at.once else self.ends
         place, steps = "lane" if self.at.once else "i", self._steps(kind)
@@ -208,7 +193,7 @@ class Writer:
             a, b = f"{steps}[threadIdx.x]", f"{steps}[other]"
             ends += self._tree(f"{a} = {best};", f"{a} = {join.format(a, b)};")
             result = f"{steps}[first]"
-        self._keep(part.out, True, part.tail.format(result), ends)
+        self._keep(part.out, True, cpp.text(part.tail, [result]), ends)
         ends.append(self.at.sync)
         if not self.at.once:
             self.waiting.add(self.at.key(part.out, True))

@@ -1,8 +1,4 @@
-"""A recorded call as mathematics: what it computes at each point of its space, as an expression of C++.
-
-The dtypes are those of NumPy: operands are cast to the dtypes of the ufunc's loop, Python's numbers take the dtype that
-they have beside arrays, and the result is cast to that of `out`.
-"""
+"""A recorded call as mathematics: what it computes at each point of its space."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend.expressions import ANY, DTYPES, FLOAT, SAME, Apply, Expression, Number, Operand, cast
 from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import Shape, View, address, squeeze, view
 
-TYPES = {
-    "float32": "float", "float64": "double", "uint8": "unsigned char", "bool": "bool",
-    "int32": "int", "uint32": "unsigned int", "int64": "long long",
-}  # fmt: skip
 _NUMBERS = (bool, int, float)
 
 
@@ -41,9 +34,9 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """out = text(reads) at each point of `shape`; or out = tail(join over the `inner` axes of text(reads)).
+    """out = value(reads) at each point of `shape`; or out = tail(join over the `inner` axes of value(reads)).
 
-    `join` is "" or one of sum, max, min and argmax, done in `dtype`.
+    `join` is "" or one of sum, max, min and argmax, done in the dtype of `value`.
     """
 
     call: Call
@@ -51,10 +44,9 @@ class Statement:
     inner: tuple[bool, ...]
     reads: tuple[View | Row, ...]
     out: View
-    text: str
+    value: Expression
     join: str = ""
-    dtype: Any = None
-    tail: str = "{0}"
+    tail: Any = None  # an Expression over the join
 
     @property
     def name(self) -> str:
@@ -78,73 +70,31 @@ class Statement:
 def statement(call: Call) -> Statement | None:
     """The call as a statement; None where it is of another kind."""
     out = call.out
-    if getattr(out, "size", 0) == 0 or str(out.dtype) not in TYPES:
+    if getattr(out, "size", 0) == 0 or str(out.dtype) not in DTYPES:
         return None
     if call.name in _OTHERS:
         return _OTHERS[call.name](call)
-    return _map(call) if call.name in _UFUNCS and not call.verb else None
+    return _map(call) if SAME.get(call.name, call.name) in ANY | FLOAT and not call.verb else None
 
 
-def literal(value: Any, dtype: Any) -> str:
-    """A number of `dtype` in C++, to the last bit."""
-    dtype = np.dtype(dtype)
-    if dtype.kind == "f":
-        number = float(dtype.type(value))
-        if not math.isfinite(number):
-            return (
-                f"({TYPES[dtype.name]}){'-' if number < 0 else ''}{'GPB_NAN' if math.isnan(number) else 'GPB_INFINITY'}"
-            )
-        return number.hex() + ("f" if dtype.itemsize == 4 else "")
-    if dtype.kind == "b":
-        return "true" if value else "false"
-    text = str(int(value)) + {"uint32": "u", "int64": "ll"}.get(dtype.name, "")
-    return f"({TYPES[dtype.name]}){text}" if dtype.itemsize < 4 else text
-
-
-def cast(text: str, of: Any, to: Any) -> str:
-    """`text`, of the dtype `of` (None where C++ has widened it), as a value of the dtype `to`."""
-    if of == to:
-        return text
-    return f"(({text}) != 0)" if to == np.dtype(bool) else f"({TYPES[np.dtype(to).name]})({text})"
-
-
-# Elementwise. f stands for the suffix of the float32 functions.
-
-_ANY = {
-    "add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "negative": "-{0}",
-    "maximum": "gpb_maximum({0}, {1})", "minimum": "gpb_minimum({0}, {1})", "sign": "gpb_sign({0})",
-    "bitwise_xor": "{0} ^ {1}", "bitwise_and": "{0} & {1}", "bitwise_or": "{0} | {1}",
-    "right_shift": "{0} >> {1}", "left_shift": "{0} << {1}",
-    "equal": "{0} == {1}", "not_equal": "{0} != {1}", "less": "{0} < {1}", "less_equal": "{0} <= {1}",
-    "greater": "{0} > {1}", "greater_equal": "{0} >= {1}",
-}  # fmt: skip
-_FLOAT = {
-    "divide": "{0} / {1}", "abs": "fabsf({0})", "power": "powf({0}, {1})", "square": "{0} * {0}",
-    **{name: name + "f({0})" for name in (
-        "sqrt", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "floor", "ceil", "rint", "sin", "cos",
-    )},
-}  # fmt: skip
-_FLOAT["true_divide"], _FLOAT["absolute"] = _FLOAT["divide"], _FLOAT["abs"]
-_UFUNCS = _ANY | _FLOAT
+# Elementwise.
 
 
 def _map(call: Call) -> Statement | None:
+    name = SAME.get(call.name, call.name)
     if set(call.options) - {"casting"}:
         return None
-    loop = _loop(call.name, call.inputs)
+    loop = _loop(name, call.inputs)
     if loop is None:
         return None
     *takes, gives = loop
-    kinds = {dtype.kind for dtype in takes}
-    shifts = call.name.endswith("_shift")
-    if (call.name in _FLOAT and kinds != {"f"}) or (call.name == "add" and gives.kind == "b"):
+    if (name in FLOAT and {dtype.kind for dtype in takes} != {"f"}) or (name == "add" and gives.kind == "b"):
         return None  # the sum of truth values is true or false
-    if shifts and not (isinstance(call.inputs[1], int) and 0 <= call.inputs[1] < 8 * takes[0].itemsize):
-        return None  # C++ leaves open what a longer shift gives
-    text = _UFUNCS[call.name]
-    if call.name in _FLOAT and takes[0] == np.float64:
-        text = text.replace("f(", "(")
-    return _pointwise(call, text, takes, gives)
+    if name.endswith("_shift") and not (
+        isinstance(call.inputs[1], int) and 0 <= call.inputs[1] < 8 * takes[0].itemsize
+    ):
+        return None  # compilers leave open what a longer shift gives
+    return _pointwise(call, takes, lambda *operands: Apply(name, operands, gives))
 
 
 def _loop(name: str, inputs: Sequence[Any]) -> list[np.dtype] | None:
@@ -154,24 +104,22 @@ def _loop(name: str, inputs: Sequence[Any]) -> list[np.dtype] | None:
         found = [np.dtype(dtype) for dtype in getattr(np, name).resolve_dtypes((*kinds, None))]
     except TypeError:
         return None
-    return found if all(dtype.name in TYPES for dtype in found) else None
+    return found if all(dtype.name in DTYPES for dtype in found) else None
 
 
-def _pointwise(call: Call, text: str, takes: Sequence[np.dtype], gives: np.dtype) -> Statement | None:
-    """out = text(inputs), the operands cast to `takes` and the result, of the dtype `gives`, to that of out."""
-    operands: list[str] = []
+def _pointwise(call: Call, takes: Sequence[np.dtype], value: Callable[..., Expression]) -> Statement | None:
+    """out = value(inputs), the operands cast to `takes` and the result to the dtype of out."""
+    operands: list[Expression] = []
     reads: list[View | Row] = []
     for x, dtype in zip(call.inputs, takes, strict=True):
         if isinstance(x, _NUMBERS):
-            operands.append(literal(x, dtype))
+            operands.append(Number(x, dtype))
             continue
-        if getattr(x, "ndim", 99) > call.out.ndim or str(x.dtype) not in TYPES:
+        if getattr(x, "ndim", 99) > call.out.ndim or str(x.dtype) not in DTYPES:
             return None
-        operands.append(cast(f"{{{len(reads)}}}", np.dtype(x.dtype), dtype))
+        operands.append(cast(Operand(len(reads), np.dtype(x.dtype)), dtype))
         reads.append(view(x, call.out.shape))
-    small = gives.kind in "iu" and gives.itemsize < 4 and text != "{0}"  # C++ computes with int
-    whole = cast(cast(text.format(*operands), None if small else gives, gives), gives, np.dtype(call.out.dtype))
-    shape = squeeze(call.out.shape)
+    whole, shape = cast(value(*operands), call.out.dtype), squeeze(call.out.shape)
     return Statement(call, shape, (False,) * len(shape), tuple(reads), view(call.out, call.out.shape), whole)
 
 
@@ -179,7 +127,7 @@ def _copy(call: Call) -> Statement | None:
     if set(call.options) - {"casting"}:
         return None
     dtype = np.dtype(getattr(call.inputs[0], "dtype", call.out.dtype))
-    return _pointwise(call, "{0}", [dtype], dtype)
+    return _pointwise(call, [dtype], lambda x: x)
 
 
 def _clip(call: Call) -> Statement | None:
@@ -187,14 +135,17 @@ def _clip(call: Call) -> Statement | None:
     loop = _loop("maximum", call.inputs[:2]) if len(call.inputs) == 3 else None
     if loop is None or call.options or loop != _loop("maximum", call.inputs[::2]):
         return None
-    return _pointwise(call, "gpb_minimum(gpb_maximum({0}, {1}), {2})", loop, loop[0])
+    dtype = loop[0]
+    return _pointwise(
+        call, loop, lambda x, low, high: Apply("minimum", (Apply("maximum", (x, low), dtype), high), dtype)
+    )
 
 
 def _gather(call: Call) -> Statement | None:
     """out[i...,:] = table[index[i...],:]"""
     (table, index), out = call.inputs, call.out
     shape = (*index.shape, *table.shape[1:])
-    if out.shape != shape or str(table.dtype) not in TYPES or np.dtype(index.dtype).kind not in "iu":
+    if out.shape != shape or str(table.dtype) not in DTYPES or np.dtype(index.dtype).kind not in "iu":
         return None
     own = squeeze(shape)
     lead = len(squeeze(index.shape))
@@ -204,7 +155,7 @@ def _gather(call: Call) -> Statement | None:
     at = view(index, index.shape)
     at = View(index, at.address, at.dtype, own, (*at.strides, *(0,) * len(strides)))
     row = Row(first, at, table.strides[0] // dtype.itemsize, view(table, table.shape))
-    return Statement(call, own, (False,) * len(own), (row,), view(out, shape), cast("{0}", dtype, np.dtype(out.dtype)))
+    return Statement(call, own, (False,) * len(own), (row,), view(out, shape), cast(Operand(0, dtype), out.dtype))
 
 
 # Reductions.
@@ -213,12 +164,12 @@ def _gather(call: Call) -> Statement | None:
 def _reduction(call: Call) -> Statement | None:
     (x, *more), out, options = call.inputs, call.out, dict(call.options)
     axis, keepdims, dtype = options.pop("axis", None), options.pop("keepdims", False), options.pop("dtype", None)
-    if more or options or not x.size or str(x.dtype) not in TYPES:
+    if more or options or not x.size or str(x.dtype) not in DTYPES:
         return None
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     inner = [a in {axis % x.ndim for axis in axes} for a in range(x.ndim)]
     dtype, name = np.dtype(dtype or x.dtype), call.name
-    if (dtype.kind != "f" and not (name == "sum" and dtype == np.int64)) or str(dtype) not in TYPES:
+    if (dtype.kind != "f" and not (name == "sum" and dtype == np.int64)) or str(dtype) not in DTYPES:
         return None
     strides = iter(out.strides)
     kept = [0 if flag else next(strides) for flag in inner] if not keepdims else list(out.strides)
@@ -227,16 +178,18 @@ def _reduction(call: Call) -> Statement | None:
         tuple(0 if flag else s for s, n, flag in zip(kept, x.shape, inner, strict=True) if n != 1),
     )  # fmt: skip
     flags = tuple(flag for flag, n in zip(inner, x.shape, strict=True) if n != 1)
-    tail = cast("{0}", np.dtype(np.int64) if name == "argmax" else dtype, np.dtype(out.dtype))
+    join = {"mean": "sum"}.get(name, name) if any(flags) else ""
+    value = cast(Operand(0, np.dtype(x.dtype)), dtype)
+    if name == "argmax" and not join:  # of one element each
+        value = Number(0, np.dtype(np.int64))
+    tail = cast(Operand(0, np.dtype(np.int64) if name == "argmax" else dtype) if join else value, out.dtype)
     if name == "mean":
         count = math.prod(n for n, flag in zip(x.shape, inner, strict=True) if flag)
-        tail = f"{tail} / {literal(count, out.dtype)}"
-    join = name if any(flags) else ""
-    text = cast("{0}", np.dtype(x.dtype), dtype)
-    if not join:  # of one element each
-        text, tail = "0" if name == "argmax" else tail.format(text), "{0}"
+        tail = Apply("divide", (tail, Number(count, tail.dtype)), tail.dtype)
     reads = (view(x, x.shape),)
-    return Statement(call, squeeze(x.shape), flags, reads, over, text, {"mean": "sum"}.get(join, join), dtype, tail)
+    if not join:
+        return Statement(call, squeeze(x.shape), flags, reads, over, tail)
+    return Statement(call, squeeze(x.shape), flags, reads, over, value, join, tail)
 
 
 _OTHERS: dict[str, Callable[[Call], Statement | None]] = {
