@@ -47,6 +47,8 @@ class Train:
     stops, and "continue" trains on, warns, and tries again next time; what cannot be saved at the end is an error.
     `precision` is what matrix products on a CUDA device may round the numbers to that they multiply, for speed: tf32
     has 10 bits behind the point, bfloat16 has 7, float32 has all its 23. Sums and everything else stay float32.
+    `compile` has steps on the CPU compiled to machine code, for speed (needs the extra `compile`); sums, and functions
+    such as exp, are then rounded otherwise than by NumPy. On a CUDA device steps always are.
     With `bptt` = T rows that are sequences are cut into windows of T steps, which are visited in order, a step each:
     recurrent layers go on from the state where the window before ended, and gradients go back T steps at most
     (truncated backpropagation through time). Every step needs a target.
@@ -59,6 +61,7 @@ class Train:
     shuffle: Flag = True
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    compile: Flag = False
     metrics: tuple[one_of(Metric), ...] | None = None
     early_stopping: EarlyStopping | None = None
     bptt: Count | None = None

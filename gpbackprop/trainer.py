@@ -79,7 +79,7 @@ class Trainer:
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
         self.name, backend = name, select(device) if isinstance(device, str) else device
-        self.backend = backend.rounding(self.train.precision)
+        self.backend = backend.rounding(self.train.precision).compiling(self.train.compile)
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None
         self.sizes = sizes.expect_room(
             lambda batch: sizes.measure(

@@ -28,6 +28,7 @@ import bench_machine as machine
 
 # What takes part beside our trainer: its module, imported when wanted, and the class there.
 RIVALS = {
+    "numpy": ("bench_ours", "Plain"),
     "torch": ("bench_torch", "Eager"),
     "loader": ("bench_torch", "Loader"),
     "compile": ("bench_torch", "Compiled"),

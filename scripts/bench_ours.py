@@ -1,5 +1,6 @@
 """gpbackprop as a contestant of scripts/bench.py, and what only its own step is asked: where the time goes."""
 
+import importlib.util
 import tracemalloc
 from functools import partial
 
@@ -9,16 +10,22 @@ from bench_work import Network, Rows
 import gpbackprop as gp
 from gpbackprop.backend import Backend, random
 
+COMPILES = importlib.util.find_spec("llvmlite") is not None  # what the extra `compile` brings
+
 
 class Ours:
     """The trainer as anybody uses it. Its time includes drawing the order of the epoch, which others are given."""
 
     name = "gpbackprop"
 
-    def __init__(self, network: Network, rows: Rows, device: str | Backend, seed: int = 0, population: int = 0):
+    def __init__(
+        self, network: Network, rows: Rows, device: str | Backend, seed: int = 0, population: int = 0,
+        compile: bool | None = None,
+    ):  # fmt: skip
         self.trainer = gp.Trainer(
             gp.Chain(*network.layers), network.loss, network.optimizer, rows.dataset(), batch_size=network.batch,
             seed=seed, population=population or network.population, device=device, metrics=(),
+            compile=COMPILES if compile is None else compile,
         )  # fmt: skip
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -35,6 +42,19 @@ class Ours:
     def epoch(self, order: np.ndarray | None = None) -> np.ndarray:
         row = self.trainer.fit(self.trainer.epoch + 1)[-1]
         return np.atleast_1d(row["train_loss"])
+
+
+class Plain(Ours):
+    """The same without a compiler: NumPy alone."""
+
+    name = "gpbackprop, NumPy alone"
+
+    def __init__(self, network: Network, rows: Rows, parameters: dict[str, np.ndarray], device: str):
+        super().__init__(network, rows, device, compile=False)
+
+    @staticmethod
+    def refuses(network: Network, epoch: bool, device: str) -> str:
+        return "" if COMPILES and device == "cpu" else "there is no compiler, or the device needs none"
 
 
 class OneByOne:
@@ -76,7 +96,7 @@ class Products:
 
         backend.gemm = noted  # type: ignore[method-assign]
         batch = Rows(rows.x[: network.batch], rows.labels[: network.batch])
-        self.ours = Ours(network, batch, backend)  # which owns the operands
+        self.ours = Ours(network, batch, backend, compile=False)  # which owns the operands
         self.ours.epoch()  # of one step
         del backend.gemm
         self.backend, self.calls = backend, [call for call in calls if min(call[2].shape[1:]) > 1]

@@ -9,7 +9,8 @@ import pytest
 
 import gpbackprop as gp
 from gpbackprop.backend import epilogues, select
-from gpbackprop.backend.lt import ADD_BIAS, ADD_ROWS, NOTHING, alignment, layout
+from gpbackprop.backend.blas import layout
+from gpbackprop.backend.lt import ADD_BIAS, ADD_ROWS, NOTHING, alignment
 from gpbackprop.backend.tape import Call
 
 

@@ -30,7 +30,7 @@ class Layout:
     def _lay_out(self, group: "Group") -> None:
         """The strides of all views over as few axes as will do."""
         self.strides: dict[tuple[int, bool], tuple[Shape, Shape]] = {}
-        views = [(place, full) for part, full in group.members for place in _views(part)]
+        views = [(place, full) for part, full in group.members for place in views_of(part)]
         found = [levels(place, group.shape, group.inner, full) for place, full in views]
         outer = [n for n, flag in zip(group.shape, group.inner, strict=True) if not flag]
         inner = [n for n, flag in zip(group.shape, group.inner, strict=True) if flag]
@@ -53,7 +53,7 @@ class Layout:
             self.team, self.block = 1, 256 if self.many >= 2**16 else 128
             self.side, self.columns = self.block, True
             return
-        full = [self.strides[id(place), full] for part, full in group.members if full for place in _views(part)]
+        full = [self.strides[id(place), full] for part, full in group.members if full for place in views_of(part)]
         across = sum(bool(row) and abs(row[-1]) == 1 for row, cell in full if cell)
         along = sum(abs(cell[-1]) == 1 for _, cell in full if cell)
         self.columns = across > along and self.many > 1
@@ -124,7 +124,8 @@ class Layout:
         return full and bool(self.strides[id(place), full][1])
 
 
-def _views(part: Statement) -> list[View]:
+def views_of(part: Statement) -> list[View]:
+    """What a statement touches."""
     places = [part.out]
     for read in part.reads:
         places += [read.table, read.index] if isinstance(read, Row) else [read]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend.blas import layout
 from gpbackprop.backend.numpy import Array
 
 WORKSPACE = 32 * 2**20  # bytes for what an algorithm needs beside its operands, as much as cuBLAS has on a large device
@@ -193,25 +194,6 @@ class Product:
                 self.lt.workspace, WORKSPACE, self.lt.stream,
             )
         )  # fmt: skip
-
-
-def layout(x: Array, members: int) -> tuple[int, int, int] | None:
-    """How BLAS reads the matrices x[k]: (1 if transposed, leading dimension, elements from k to k+1), or None."""
-    if x.ndim != 3:
-        return None
-    (k, rows, cols), (step, down, right), size = x.shape, x.strides, x.itemsize
-    if k != members and k != 1:
-        return None
-    step = step // size if k > 1 else 0 if members > 1 else rows * cols
-    if right == size and down >= cols * size:
-        return 0, down // size, step
-    if down == size and right >= rows * size:
-        return 1, right // size, step
-    if rows == 1 and (right == size or cols == 1):  # strides along an axis of one element mean nothing
-        return 0, cols, step
-    if cols == 1 and down == size:
-        return 1, rows, step
-    return None
 
 
 def alignment(x: Array) -> int:

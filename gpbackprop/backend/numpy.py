@@ -45,6 +45,13 @@ class Backend:
             )
         return self
 
+    def compiling(self, wanted: bool) -> "Backend":
+        """This device, where steps are compiled to machine code if `wanted`.
+
+        Raises ConfigError where the compiler is not installed.
+        """
+        return Compiled() if wanted else self
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Inside, this device is the one that computes, and its errors are told as ours."""
@@ -70,8 +77,10 @@ class Backend:
         return np.asarray(host)
 
     def constant(self, host: np.ndarray) -> Array:
-        """As `array`, for what nobody writes into."""
-        return self.array(host)
+        """As `array`, for what nobody can write into."""
+        made = self.array(host).view()
+        made.flags.writeable = False
+        return made
 
     def host(self, a: Array) -> np.ndarray:
         """The values of `a` in host memory; waits until they are computed."""
@@ -143,3 +152,32 @@ class Backend:
 
     def sync(self) -> None:
         """Wait until all that was asked for is done."""
+
+
+class Compiled(Backend):
+    """The CPU, where the calls of a step that stand for loops are compiled by LLVM, several to a loop.
+
+    Rounds sums, and functions such as exp, otherwise than NumPy does: a run is exact as long as it stays with one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            import llvmlite
+        except ImportError as error:
+            raise ConfigError(
+                f"train.compile: wants the package llvmlite, which cannot be imported ({error}); install it by "
+                'pip install "gpbackprop[compile]", or set compile = false'
+            ) from error
+        self.compiler = llvmlite.__version__
+
+    def compiling(self, wanted: bool) -> Backend:
+        return self if wanted else Backend()
+
+    def libraries(self) -> dict[str, str]:
+        return {"llvmlite": self.compiler}
+
+    def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
+        from gpbackprop.backend import native
+
+        return parallel.shared(calls, native.compile, parallel.threads()) or native.compile(calls)

@@ -21,7 +21,7 @@ Step = Callable[[], Any]
 
 def compile(calls: Sequence[Call]) -> Step:
     """One call that makes all `calls` in order."""
-    return in_order([step for call in calls for step in _lowered(call)])
+    return in_order([step for call in calls for step in lowered(call)])
 
 
 def in_order(steps: Sequence[Step]) -> Step:
@@ -46,7 +46,7 @@ def as_it_is(call: Call) -> list[Step]:
     return [partial(call.function, *call.inputs, out=call.out, **call.options)]
 
 
-def _lowered(call: Call) -> list[Step]:
+def lowered(call: Call) -> list[Step]:
     if call.name in _LOWERED:
         return _LOWERED[call.name](call)
     return _elementwise(call) if isinstance(call.function, np.ufunc) else as_it_is(call)

@@ -1,0 +1,88 @@
+"""A tape as machine code: loops compiled by LLVM, and matrix products that go to BLAS without a detour through Python.
+
+A program is a table of functions with their arguments, which one call runs from the first to the last. What has no
+compiled form, such as Python code, stands between two programs. This is the one room that wants llvmlite.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from gpbackprop.backend import replay
+from gpbackprop.backend.fuse import Group, groups
+from gpbackprop.backend.native import emit, engine, loops, products
+from gpbackprop.backend.native.emit import I64, POINTER
+from gpbackprop.backend.native.loops import Loops
+from gpbackprop.backend.native.products import SIGNATURE, Part
+from gpbackprop.backend.replay import Step
+from gpbackprop.backend.tape import Call
+
+
+def compile(calls: Sequence[Call]) -> Step:
+    """One call that makes all `calls` in order. Sums, and functions such as exp, round otherwise than NumPy."""
+    return assembled(groups([_sum_of_rows(call) or call for call in calls], np.empty))
+
+
+def assembled(items: Sequence[Group | Call]) -> Step:
+    """One call that does what `items` say, in order."""
+    steps: list[Step] = []
+    program: list[Part] = []
+    written = [loops.write(item) if isinstance(item, Group) else item for item in items]
+    engine.build([(item.name, item.source) for item in written if isinstance(item, Loops)])
+    for item in written:
+        if isinstance(item, Loops):
+            program.append((engine.address(item.source), np.array(item.addresses, np.int64), 0, item.count))
+        elif item.name == "gemm" and (part := products.part(item)):
+            program.append(part)
+        else:
+            steps += [*_program(program, written), *replay.lowered(item)]
+            program = []
+    steps += _program(program, written)
+    return steps[0] if len(steps) == 1 else replay.in_order(steps)
+
+
+def _sum_of_rows(call: Call) -> Call | None:
+    """A product of constant ones with a matrix as the sum of its rows, which a loop does on the way."""
+    if call.name != "gemm":
+        return None
+    (a, b), out = call.inputs, call.out
+    if a.shape[1] > 1 or a.flags.writeable or not (a == 1).all() or len(b) != len(out):
+        return None
+    return Call("sum", np.sum, (b,), out, {"axis": 1, "keepdims": True})
+
+
+def _program(parts: Sequence[Part], memory: Any) -> list[Step]:
+    """One call of all parts, which work on what is in `memory`; none where there are no parts."""
+    if not parts:
+        return []
+    rows = np.array([(function, arguments.ctypes.data, *ends) for function, arguments, *ends in parts], np.int64)
+    run, start, count = _runner(), rows.ctypes.data, len(rows)
+
+    def step() -> None:
+        run(start, count)
+
+    step.kept = rows, parts, memory  # type: ignore[attr-defined]  # as long as the step
+    return [step]
+
+
+@cache
+def _runner() -> Callable[[int, int], None]:
+    """What runs `count` rows (function, arguments, begin, end) at an address."""
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64]), "gpb_run")
+    b = ir.IRBuilder(function.append_basic_block())
+    rows, count = function.args
+    with emit.loop(b, I64(0), count) as i:
+        function, *values = (
+            b.load(b.gep(rows, [b.add(b.mul(i, I64(4)), I64(n))], source_etype=I64), typ=kind)
+            for n, kind in enumerate((ir.PointerType(SIGNATURE), POINTER, I64, I64))
+        )
+        b.call(function, values)
+    b.ret_void()
+    source = str(module)
+    engine.build([("gpb_run", source)])
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine.address(source))
