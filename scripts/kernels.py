@@ -94,7 +94,7 @@ def run_all(fused: dict) -> int:
     wrong = []
     for name, (calls, items) in fused.items():
         try:
-            prove(calls, items, library)
+            prove(calls, items, library.run)
         except AssertionError as error:
             wrong.append(f"{name}: {error}")
     print("\n".join(wrong))

@@ -1,4 +1,4 @@
-"""Recorded steps: of every class of the battery, of data loading, and whole training steps of some networks."""
+"""Recorded steps: of every class of the battery, of data loading, whole training steps of some networks; and any."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 from battery import Held, Training, every, example, layers, outputs_and_targets
+from emulation import make
+from hypothesis import assume
+from hypothesis import strategies as st
 
 import gpbackprop as gp
 from gpbackprop.backend import Backend
@@ -176,3 +179,74 @@ def networks() -> dict[str, Make]:
         return whole_step(trainer(*model, **{"shape": (784,), "rows": 256, "classes": 10} | options))
 
     return {name: lambda model=model, options=options: make(model, options) for name, (model, options) in table.items()}
+
+
+# Any tape.
+
+DTYPES = ["f4", "f8", "i8", "u4", "u1", "?"]
+JOINS = ["sum", "max", "min", "argmax"]
+BINARY = ["add", "subtract", "multiply", "maximum", "minimum", "less", "equal", "greater_equal"]
+
+
+def take(table, index, out):
+    np.take(table, index, axis=0, out=out, mode="clip")
+
+
+class Drawn:
+    """Some calls on parts of few arrays: broadcast, in place, backwards, strided, with numbers and casts."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+        dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=2, max_size=4))
+        self.rng = np.random.default_rng(draw(st.integers(0, 9)))
+        self.bases = [self.rng.integers(0, 5, [2 * n for n in self.shape]).astype(dtype) for dtype in dtypes]
+
+    def part(self, narrow):
+        """A part of an array, of the space's shape; of one element along some axes where it may be `narrow`."""
+        draw, cuts = self.draw, []
+        for n in self.shape:
+            start, step = draw(st.sampled_from([(0, 1), (n, 1), (0, 2), (1, 2)]))
+            stop = start + step * (1 if narrow and draw(st.integers(0, 3)) == 0 else n)
+            cuts.append(slice(start, stop, step))
+        found = draw(st.sampled_from(self.bases))[tuple(cuts)]
+        return np.flip(found, draw(st.integers(0, len(self.shape) - 1))) if draw(st.integers(0, 5)) == 0 else found
+
+    def map(self):
+        draw, out = self.draw, self.part(False)
+        reads = [out if draw(st.booleans()) else self.part(True), self.part(True)]
+        if draw(st.booleans()):
+            reads[1] = draw(st.sampled_from([0, 1, 3, 0.5, True]))
+        name = draw(st.sampled_from([*BINARY, "copyto"]))
+        inputs = tuple(reads[:1] if name == "copyto" else reads)
+        return Call(name, getattr(np, name), inputs, out, {"casting": "unsafe"})
+
+    def join(self):
+        axis, name = self.draw(st.integers(0, len(self.shape) - 1)), self.draw(st.sampled_from(JOINS))
+        out = self.part(False)[(slice(None),) * axis + (slice(0, 1),)]
+        return Call(name, getattr(np, name), (self.part(False),), out, {"axis": axis, "keepdims": True})
+
+    def gather(self):
+        index, table = self.rng.integers(0, 2 * self.shape[0], self.shape[0]), self.draw(st.sampled_from(self.bases))
+        out = self.part(False)
+        table = table[(slice(None), *(slice(0, n) for n in self.shape[1:]))]
+        return Call("gather", take, (table, index), out, verb=True)
+
+    def calls(self):
+        found = []
+        for _ in range(self.draw(st.integers(1, 6))):
+            call = self.draw(st.sampled_from([self.map, self.map, self.map, self.join, self.gather]))()
+            try:
+                make(call)
+            except (TypeError, ValueError):  # NumPy does not do that with these dtypes
+                continue
+            found.append(call)
+        return found
+
+
+@st.composite
+def of_calls(draw):
+    """Any tape."""
+    found = Drawn(draw).calls()
+    assume(found)
+    return found

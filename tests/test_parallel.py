@@ -14,11 +14,11 @@ from gpbackprop.backend.tape import Call
 def many(monkeypatch):
     """Two threads, whatever the machine has, and for small work too."""
     used = []
-    together = parallel._together
+    together = parallel.together
     monkeypatch.setattr(parallel, "threads", lambda: 2)
     monkeypatch.setattr(parallel, "LEAST", 1)
     monkeypatch.setattr(parallel, "LARGEST", 10**9)
-    monkeypatch.setattr(parallel, "_together", lambda works: used.append(len(works)) or together(works))
+    monkeypatch.setattr(parallel, "together", lambda works: used.append(len(works)) or together(works))
     return used
 
 
@@ -80,16 +80,16 @@ def test_what_goes_wrong_in_a_thread_is_raised(many):
     def fail():
         raise ZeroDivisionError("here")
 
-    run = parallel._together([lambda: None, fail])
+    run = parallel.together([lambda: None, fail])
     with pytest.raises(ZeroDivisionError, match="here"):
         run()
-    parallel._together([lambda: None, lambda: None])()
+    parallel.together([lambda: None, lambda: None])()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own(many):
-    run = parallel._together([lambda: None, lambda: None])
+    run = parallel.together([lambda: None, lambda: None])
     run()
     child = os.fork()
     if child == 0:

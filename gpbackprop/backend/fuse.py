@@ -137,6 +137,11 @@ class Group:
         self.whole = all(self._take(part) for part in parts)
 
     @property
+    def calls(self) -> tuple[Call, ...]:
+        """Those that it stands for."""
+        return tuple({id(part.call): part.call for part, _ in self.members}.values())
+
+    @property
     def touched(self) -> list[tuple[View, bool]]:
         """The places that its members read (False) and write (True)."""
         return [(place, writes) for place, writes, _ in self.accesses]

@@ -14,6 +14,7 @@ from gpbackprop.errors import ConfigError
 
 Array = Any
 LINE = 64  # bytes of a line of the cache
+CACHE = 2**18  # bytes that stay near a core while it works on some members of a population
 log = logging.getLogger("gpbackprop")
 
 
@@ -27,6 +28,7 @@ class Backend:
     description = "NumPy on the CPU"
     block = 2**19  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
     unroll = 1  # training steps that are started together: one Python call for each costs nothing that counts
+    rounds = False  # whether a tape rounds otherwise than the calls that were recorded
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
 
     def __init__(self, module: Any = np) -> None:
@@ -110,7 +112,10 @@ class Backend:
         np.add.at(table, index, rows)
 
     def capture(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-        """One call that runs `steps` in order. They run as they are the first time, and from the tape after that."""
+        """One call that runs `steps` in order.
+
+        They run as they are the first time, and from the tape after that; from the tape always where it `rounds`.
+        """
         steps = tuple(steps)
         replayed: Callable[[], None] | None = None
 
@@ -121,10 +126,12 @@ class Backend:
             elif replayed is not None:
                 replayed()
             else:
-                calls = self.tape.record(steps)
+                calls = self.tape.record(steps, listens=self.rounds)
                 if calls is None:
                     log.info("xp.%s is called without out=: this step runs as it is, not from a tape", self.tape.lost)
                 replayed = as_they_are if calls is None else self.replay(calls)
+                if self.rounds:  # nothing was done yet
+                    replayed()
 
         def as_they_are() -> None:
             for step in steps:
@@ -160,6 +167,8 @@ class Compiled(Backend):
     Rounds sums, and functions such as exp, otherwise than NumPy does: a run is exact as long as it stays with one.
     """
 
+    rounds = True
+
     def __init__(self) -> None:
         super().__init__()
         try:
@@ -180,4 +189,5 @@ class Compiled(Backend):
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
         from gpbackprop.backend import native
 
-        return parallel.shared(calls, native.compile, parallel.threads()) or native.compile(calls)
+        workers = parallel.threads()
+        return parallel.shared(calls, native.compile, workers, CACHE) or native.compile(calls, workers=workers)

@@ -29,27 +29,41 @@ def threads() -> int:
     return min([cores, *(int(limit) for limit in limits if limit.isdigit() and int(limit))])
 
 
-def shared(calls: Sequence[Call], compile: Callable[[Sequence[Call]], Step], workers: int) -> Step | None:
-    """One call that makes all `calls`, large runs of them on `workers` threads; None where that does not pay."""
+def shared(calls: Sequence[Call], compile: Callable[..., Step], workers: int, cache: int = 2**63) -> Step | None:
+    """One call that makes all `calls`, large runs of them on `workers` threads; None where that does not pay.
+
+    `compile(*tapes)` is one call of tapes one after the other. A thread works on some of its members after the others
+    where what the calls touch would not fit into `cache` bytes for all of them.
+    """
     products = [(*call.inputs[0].shape, call.inputs[1].shape[2]) for call in calls if call.name == "gemm"]
     members = max((size[0] for size in products), default=1)
-    if workers < 2 or members < workers or any(math.prod(size[1:]) > LARGEST for size in products):
+    one_by_one = workers < 2 and cache == 2**63
+    if one_by_one or members < max(workers, 2) or any(math.prod(size[1:]) > LARGEST for size in products):
         return None
     runs = [(run, cut and sum(call.out.size for call in run) >= LEAST) for run, cut in _runs(calls, members, workers)]
     if not any(cut for _, cut in runs):
         return None
     return in_order(
-        [
-            _together([compile(part) for part in zip(*(_parts(call, members, workers) for call in run), strict=True)])
-            if cut
-            else compile(run)
-            for run, cut in runs
-        ]
+        [together(_works(run, members, workers, compile, cache)) if cut else compile(run) for run, cut in runs]
     )
 
 
+def _works(run: Sequence[Call], members: int, workers: int, compile: Callable[..., Step], cache: int) -> list[Step]:
+    """The run as one call for each thread."""
+    tables = [call.inputs[0] for call in run if call.name == "gather"]
+    touched = {_span(x) for call in run for x in (*call.inputs, call.out) if isinstance(x, np.ndarray)}
+    size = sum(end - start for start, end in touched - {_span(table) for table in tables})
+    each = min(-(-size // cache), members) // workers or 1  # parts that a thread takes one after the other
+    tapes = list(zip(*(_parts(call, members, workers * each) for call in run), strict=True))
+    return [compile(*tapes[n : n + each]) for n in range(0, len(tapes), each)]
+
+
 def _runs(calls: Sequence[Call], members: int, workers: int) -> Iterator[tuple[list[Call], bool]]:
-    """Runs of calls that threads can share, with True, and of those between."""
+    """Runs of calls that threads can share, with True, and of those between.
+
+    Two parts tell whether members have to do with each other: they would where these meet.
+    """
+    workers = max(workers, 2)
     run: list[Call] = []
     spans, cut = _Spans(workers), True
     for call in calls:
@@ -76,8 +90,8 @@ def _divides(call: Call, members: int) -> bool:
     return isinstance(call.function, np.ufunc) or call.name in ("gemm", "gather", "copyto")
 
 
-def _parts(call: Call, members: int, workers: int) -> list[Call]:
-    """The call as one for each thread."""
+def _parts(call: Call, members: int, count: int) -> list[Call]:
+    """The call as `count` calls, each for some of the members."""
     out, table = call.out, call.inputs[:1] if call.name == "gather" else ()  # a table is the same for all
     from_last = isinstance(call.function, np.ufunc) or call.name == "copyto"  # what is shorter is the same for all
 
@@ -85,7 +99,7 @@ def _parts(call: Call, members: int, workers: int) -> list[Call]:
         own = isinstance(x, np.ndarray) and x.ndim and len(x) == members and not (from_last and x.ndim < out.ndim)
         return x[place] if own else x
 
-    places = [slice(*ends) for ends in pairwise(np.linspace(0, members, workers + 1).astype(int).tolist())]
+    places = [slice(*ends) for ends in pairwise(np.linspace(0, members, count + 1).astype(int).tolist())]
     return [
         replace(call, inputs=(*table, *(take(x, place) for x in call.inputs[len(table) :])), out=out[place])
         for place in places
@@ -154,7 +168,7 @@ class _Worker:
 _workers: list[_Worker] = []
 
 
-def _together(works: Sequence[Step]) -> Step:
+def together(works: Sequence[Step]) -> Step:
     """One call that does `works` at the same time, the first of them in this thread."""
     while len(_workers) < len(works) - 1:
         _workers.append(_Worker())

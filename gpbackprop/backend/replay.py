@@ -19,9 +19,9 @@ BLOCK = 2**14  # elements of a row of one number, which is compared with block a
 Step = Callable[[], Any]
 
 
-def compile(calls: Sequence[Call]) -> Step:
-    """One call that makes all `calls` in order."""
-    return in_order([step for call in calls for step in lowered(call)])
+def compile(*tapes: Sequence[Call]) -> Step:
+    """One call that makes all calls of the tapes in order."""
+    return in_order([step for calls in tapes for call in calls for step in lowered(call)])
 
 
 def in_order(steps: Sequence[Step]) -> Step:

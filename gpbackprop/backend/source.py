@@ -42,7 +42,7 @@ def write(group: "Group") -> Kernel:
 
 class Writer:
     def __init__(self, group: "Group"):
-        self.members, self.at = group.members, Layout(group)
+        self.members, self.calls, self.at = group.members, group.calls, Layout(group)
         self.pointers: dict[tuple[int, str], tuple[str, View]] = {}
         self.written: set[tuple[int, str]] = set()
         self.lines: list[str] = []  # of the kernel, for each thread of a row
@@ -78,9 +78,8 @@ class Writer:
         source = f'{PRELUDE}\nextern "C" __global__ void {text.replace("NAME", name, 1)}'
         places = [place for _, place in self.pointers.values()]
         types = tuple(TYPES[place.dtype.name] for place in places)
-        calls = tuple({id(part.call): part.call for part, _ in self.members}.values())
         addresses, arrays = tuple(place.address for place in places), tuple(place.array for place in places)
-        return Kernel(name, source, addresses, arrays, types, self.at.grid, self.at.block, calls)
+        return Kernel(name, source, addresses, arrays, types, self.at.grid, self.at.block, self.calls)
 
     def _team(self) -> list[str]:
         """What the threads of a row share, where they do."""

@@ -1,6 +1,6 @@
 """Expressions as instructions of LLVM, for one element or for several lanes at a time.
 
-exp, expm1, log, log1p and tanh of float32 are polynomials, within 4 units of the last place (S. Moshier, Cephes Math
+exp, expm1, log, log1p and tanh of float32 are polynomials, within 5 units of the last place (S. Moshier, Cephes Math
 Library): lanes cannot call C's functions, which all others do element by element.
 """
 
@@ -71,6 +71,20 @@ def converted(b: ir.IRBuilder, x: Any, dtype: np.dtype, to: np.dtype, lanes: int
     if here == there:
         return x
     return b.trunc(x, kind) if here > there else b.sext(x, kind) if dtype.kind == "i" else b.zext(x, kind)
+
+
+def cost(what: Expression | None) -> int:
+    """About how many additions take as long."""
+    if isinstance(what, Cast):
+        return 1 + cost(what.of)
+    if isinstance(what, Apply):
+        own = (
+            1
+            if what.name in _COMPARED | _FLOATS | _INTEGERS | _INTRINSIC or what.name in ("maximum", "minimum")
+            else 16
+        )
+        return own + sum(map(cost, what.of))
+    return 0
 
 
 def applied(b: ir.IRBuilder, what: Apply, parts: Sequence[Any], lanes: int) -> Any:
@@ -224,8 +238,12 @@ class Lanes:
         """By Horner's rule, the coefficient of the highest power first."""
         total = self.number(coefficients[0])
         for coefficient in coefficients[1:]:
-            total = self.plus(self.times(total, x), self.number(coefficient))
+            total = self.fused(total, x, self.number(coefficient))
         return total
+
+    def fused(self, x: Any, y: Any, z: Any) -> Any:
+        """x y + z, rounded once where the processor does so"""
+        return intrinsic(self.b, "fmuladd", x, y, z)
 
     def plus(self, x: Any, y: Any) -> Any:
         return self.b.fadd(x, y)
@@ -253,10 +271,10 @@ def _exp(t: Lanes, x: Any) -> Any:
     b = t.b
     x = t.where(x, "<", -104.0, t.number(-104.0), t.where(x, ">", 89.0, t.number(89.0), x))  # 0 and infinity
     magic = 1.5 * 2**23  # added to a number it leaves the nearest whole one in the last bits
-    shifted = t.plus(t.times(x, t.number(1 / np.log(2))), t.number(magic))
+    shifted = t.fused(x, t.number(1 / np.log(2)), t.number(magic))
     n = t.minus(shifted, t.number(magic))
-    r = t.minus(t.minus(x, t.times(n, t.number(0.693359375))), t.times(n, t.number(-2.12194440e-4)))
-    y = t.plus(t.plus(t.times(t.times(_series(t, r), r), r), r), t.number(1))
+    r = t.fused(n, t.number(2.12194440e-4), t.fused(n, t.number(-0.693359375), x))
+    y = t.plus(t.fused(t.times(_series(t, r), r), r, r), t.number(1))
     power = b.sub(b.bitcast(shifted, t.integer), t.whole(int(np.float32(magic).view(np.int32))))
     half = b.ashr(power, t.whole(1))  # 2^n in two factors, since 2^128 is none of float32
     for part in (half, b.sub(power, half)):
@@ -266,22 +284,26 @@ def _exp(t: Lanes, x: Any) -> Any:
 
 def _expm1(t: Lanes, x: Any) -> Any:
     """exp(x) - 1, by the series where that would lose digits"""
-    near = t.plus(t.times(t.times(_series(t, x), x), x), x)
+    near = t.fused(t.times(_series(t, x), x), x, x)
     size = intrinsic(t.b, "fabs", x)
-    return t.where(size, "<", 0.34657359, near, t.minus(_exp(t, x), t.number(1)))
+    y = t.where(size, "<", 0.34657359, near, t.minus(_exp(t, x), t.number(1)))
+    return t.where(x, "==", 0.0, x, y)  # of either sign
 
 
 def _tanh(t: Lanes, x: Any) -> Any:
-    """tanh(x) = 1 - 2 / (exp(2 |x|) + 1) with the sign of x, by a series where that would lose digits"""
-    b, square = t.b, t.times(x, x)
-    series = t.polynomial(
-        square, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
-    )
-    near = t.plus(t.times(t.times(series, square), x), x)
-    size = intrinsic(b, "fabs", x)
-    power = _exp(t, t.plus(size, size))
-    far = t.minus(t.number(1), b.fdiv(t.number(2), t.plus(power, t.number(1))))
-    return t.where(size, "<", 0.625, near, intrinsic(b, "copysign", far, x))
+    """tanh(x) = x p(x^2) / q(x^2) up to 7.9, where it begins to be 1 (the coefficients of the library Eigen)"""
+    b, size = t.b, intrinsic(t.b, "fabs", x)
+    bound = 7.90531110763549805
+    near = t.where(size, ">", bound, t.number(bound), size)
+    square = t.times(near, near)
+    above = t.polynomial(
+        square, -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+        1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
+    )  # fmt: skip
+    below = t.polynomial(square, 1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+    y = b.fdiv(t.times(near, above), below)
+    y = t.where(size, ">", bound, t.number(1), t.where(size, "<", 4e-4, size, y))
+    return intrinsic(b, "copysign", y, x)
 
 
 def _log(t: Lanes, x: Any) -> Any:
@@ -300,9 +322,9 @@ def _log(t: Lanes, x: Any) -> Any:
         m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
         -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
     )  # fmt: skip
-    y = t.plus(t.times(t.times(series, m), square), t.times(e, t.number(-2.12194440e-4)))
-    y = t.minus(y, t.times(square, t.number(0.5)))
-    y = t.plus(t.plus(m, y), t.times(e, t.number(0.693359375)))
+    y = t.fused(t.times(series, m), square, t.times(e, t.number(-2.12194440e-4)))
+    y = t.fused(square, t.number(-0.5), y)
+    y = t.fused(e, t.number(0.693359375), t.plus(m, y))
     y = t.where(x, "==", 0.0, t.number(-np.inf), t.where(x, "<", 0.0, t.number(np.nan), y))
     y = t.where(x, "==", float("inf"), x, y)
     return b.select(b.fcmp_unordered("uno", x, x), x, y)
@@ -313,7 +335,7 @@ def _log1p(t: Lanes, x: Any) -> Any:
     b, u = t.b, t.plus(x, t.number(1))
     lost = b.fdiv(t.minus(t.minus(u, t.number(1)), x), u)
     lost = b.select(b.fcmp_unordered("uno", lost, lost), t.number(0), lost)  # of -1 and infinity
-    return t.minus(_log(t, u), lost)
+    return t.where(x, "==", 0.0, x, t.minus(_log(t, u), lost))  # 0 of either sign
 
 
 POLYNOMIALS: dict[str, Callable[..., Any]] = {

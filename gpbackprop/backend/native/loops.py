@@ -35,7 +35,7 @@ INTEGER = np.dtype(np.int64)
 class Loops:
     """`source` defines the function `name`, which takes `addresses` in `arrays`, and a part of `count` elements.
 
-    `work` is the number of elements that it computes.
+    `work` is what all of it costs, in additions.
     """
 
     name: str
@@ -56,7 +56,8 @@ def write(group: "Group") -> Loops:
         _texts[key] = Writer(places).function()
     views = [place for _, place in places.pointers.values()]
     addresses, arrays = tuple(place.address for place in views), tuple(place.array for place in views)
-    work = places.at.many * places.at.width * len(places.members)
+    each = sum((places.at.width if full else 1) * (1 + emit.cost(part.value)) for part, full in places.members)
+    work = places.at.many * each
     return Loops(*_texts[key], addresses, arrays, places.count, work)
 
 

@@ -25,7 +25,7 @@ from gpbackprop.backend.views import address
 
 SIGNATURE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64])  # of what a program runs: arguments, begin, end
 ROW, TRANSPOSED, PLAIN = 101, 112, 111  # of CBLAS
-SMALL = 2**18  # multiplications of a product that loops of our own do
+SMALL = 2**20  # multiplications of a product that loops of our own do
 
 Part = tuple[int, np.ndarray, int, int]  # a function, its arguments, begin and end
 

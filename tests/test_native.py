@@ -1,0 +1,334 @@
+"""Steps as machine code: each loop and each product against the calls that it stands for."""
+
+import gc
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import tapes
+from emulation import make, memory, prove, restore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpbackprop as gp
+from gpbackprop.backend import Backend, numpy, parallel
+from gpbackprop.backend.fuse import groups
+from gpbackprop.backend.tape import Call
+from gpbackprop.errors import ConfigError
+from gpbackprop.numerics import numerics
+
+pytest.importorskip("llvmlite", reason='llvmlite is not installed: pip install "gpbackprop[compile]"')
+
+from gpbackprop.backend import native
+from gpbackprop.backend.native import engine, products
+
+BATTERY = tapes.battery()
+
+
+def run(item):
+    native.assembled([item])()
+
+
+@pytest.mark.parametrize("name", BATTERY)
+def test_loops_give_what_their_calls_give(name):
+    calls = BATTERY[name]()
+    prove(calls, groups(calls, np.empty), run)
+
+
+@settings(max_examples=60)
+@given(tapes.of_calls())
+def test_any_tape_of_calls_gives_the_numbers_of_numpy(calls):
+    places = memory(calls)
+    start = [place.copy() for place in places]
+    for call in calls:
+        make(call)
+    expected = [place.copy() for place in places]
+    restore(places, start)
+    native.compile(calls)()
+    for place, value in zip(places, expected, strict=True):
+        assert np.array_equal(place, value, equal_nan=place.dtype.kind == "f")
+
+
+# Functions.
+
+NUMBERS = np.concatenate([
+    np.linspace(-110, 110, 20_001), np.linspace(-1, 1, 20_001), np.logspace(-45, 38, 20_001),
+    -np.logspace(-45, 38, 20_001), [0.0, -0.0, np.inf, -np.inf, np.nan],
+]).astype(np.float32)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "tanh", "exp2", "log2", "sin", "cos", "sqrt", "rint"])
+def test_functions_are_within_five_units_of_the_last_place(name):
+    out, ufunc = np.zeros_like(NUMBERS), getattr(np, name)
+    native.compile([Call(name, ufunc, (NUMBERS,), out)])()
+    with np.errstate(all="ignore"):
+        exact = ufunc(NUMBERS.astype(np.float64))
+        nearest = exact.astype(np.float32)
+        finite = np.isfinite(nearest)
+        assert np.array_equal(out[~finite], nearest[~finite], equal_nan=True)
+        off = np.abs(out.astype(np.float64) - exact)[finite] / np.spacing(np.abs(nearest[finite]))
+    assert off.max() <= 5
+    assert np.array_equal(np.signbit(out[finite & (nearest == 0)]), np.signbit(nearest[finite & (nearest == 0)]))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "tanh", "expm1", "sin"])
+def test_functions_of_float64_are_those_of_c(name):
+    x = np.abs(np.linspace(-20, 20, 1001)) + 1e-9
+    out = np.zeros_like(x)
+    native.compile([Call(name, getattr(np, name), (x,), out)])()
+    np.testing.assert_allclose(out, getattr(np, name)(x), rtol=1e-15)
+
+
+# Reductions.
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "min", "mean", "argmax"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((3, 1), 1), ((5, 10), 1), ((4, 37), 1), ((37, 4), 0), ((2, 70, 33), 1), ((9, 6000), 1), ((3, 4, 5), (0, 2)),
+     ((41,), None)],
+)  # fmt: skip
+def test_reductions_over_any_axes_and_sizes(shape, axis, dtype, name):
+    if name == "argmax" and not isinstance(axis, int):
+        axis = len(shape) - 1
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    expected = getattr(np, name)(x, axis=axis, keepdims=True)
+    out = np.zeros_like(expected)
+    native.compile([Call(name, getattr(np, name), (x,), out, {"axis": axis, "keepdims": True})])()
+    tolerance = {"rtol": 1e-5 if dtype == "f4" else 1e-13, "atol": 1e-5 if dtype == "f4" else 1e-13}
+    np.testing.assert_allclose(out, expected, **(tolerance if name in ("sum", "mean") else {"rtol": 0}))
+
+
+def test_of_equal_maxima_argmax_takes_the_first_and_not_a_number_before_all():
+    x = np.zeros((4, 350), "f4")
+    x[0, [7, 300]], x[1, [3, 9]], x[2] = 2, (5, np.nan), -np.inf
+    out = np.zeros(4, np.int64)
+    native.compile([Call("argmax", np.argmax, (x,), out, {"axis": -1})])()
+    assert out.tolist() == np.argmax(x, axis=-1).tolist() == [7, 9, 0, 0]
+
+
+# Products.
+
+
+@st.composite
+def factors(draw):
+    """a (K, m, j), b (K, j, n) and out (K, m, n), each a transposed view, a part of more columns, or in one piece."""
+    k, dtype = draw(st.integers(1, 3)), draw(st.sampled_from(["f4", "f8"]))
+    m, n, j = (draw(st.sampled_from([1, 2, 3, 5, 7, 8, 10, 16, 17, 30, 33, 64])) for _ in range(3))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+
+    def matrix(members, rows, columns, result=False):
+        kind = draw(st.sampled_from(["plain", "part"] if result else ["plain", "part", "transposed"]))
+        if kind == "transposed":
+            return rng.normal(size=(members, columns, rows)).astype(dtype).swapaxes(1, 2)
+        wide = rng.normal(size=(members, rows, columns + (3 if kind == "part" else 0))).astype(dtype)
+        return wide[:, :, :columns]
+
+    return (
+        matrix(draw(st.sampled_from([1, k])), m, j),
+        matrix(draw(st.sampled_from([1, k])), j, n),
+        matrix(k, m, n, True),
+    )
+
+
+@pytest.mark.parametrize("kind", ["part", "_small", "_large"])
+@settings(max_examples=80)
+@given(factors())
+def test_products_of_any_layout_and_size(kind, operands):
+    a, b, out = operands
+    call = Call("gemm", np.matmul, (a, b), out, verb=True)
+    part = products.part(call) if kind == "part" else getattr(products, kind)(a, b, out)
+    if part is None:
+        return
+    expected = np.broadcast_to(a.astype(np.float64) @ b.astype(np.float64), out.shape)
+    native._program([part], operands)[0]()
+    tolerance = {"f": 2e-5, "d": 1e-13}[out.dtype.char]
+    np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_small_and_large_products_are_taken_where_they_should_be():
+    small, large = (np.ones((1, n, n), np.float32) for n in (10, 200))
+    assert products._small(small, small, small.copy()) is not None or "fma" not in engine.features()
+    assert products._small(large, large, large.copy()) is None
+    assert products._small(small, small.swapaxes(1, 2), small.copy()) is None
+    assert products._large(large, large, large.copy()) is not None or "float32" not in products._blas()
+
+
+def test_what_no_product_of_ours_can_do_is_numpys(monkeypatch):
+    monkeypatch.setattr(products, "_blas", dict)
+    a, out = np.random.default_rng(0).normal(size=(2, 200, 200)), np.zeros((2, 200, 200))
+    native.compile([Call("gemm", np.matmul, (a, a), out, verb=True)])()
+    np.testing.assert_allclose(out, a @ a)
+
+
+def test_a_product_with_constant_ones_is_a_sum_and_one_with_others_is_not():
+    ones, x, out = Backend().constant(np.ones((1, 1, 6))), np.arange(12.0).reshape(1, 6, 2), np.zeros((1, 1, 2))
+    assert native._sum_of_rows(Call("gemm", np.matmul, (ones, x), out, verb=True)).name == "sum"
+    assert native._sum_of_rows(Call("gemm", np.matmul, (np.ones((1, 1, 6)), x), out, verb=True)) is None
+    native.compile([Call("gemm", np.matmul, (ones, x), out, verb=True)])()
+    assert out.tolist() == [[[30, 36]]]
+
+
+# Steps.
+
+
+def test_what_has_no_compiled_form_keeps_its_place():
+    a, order = np.zeros(4), []
+    python = Call("python", lambda: order.append(a.tolist()), (), None, verb=True)
+    calls = [Call("add", np.add, (a, 1), a), python, Call("add", np.add, (a, 1), a), python]
+    native.compile(calls)()
+    assert order == [[1] * 4, [2] * 4]
+
+
+def test_a_step_keeps_the_memory_that_it_works_on():
+    def step():
+        x = [np.full(1000, value, np.float32) for value in (1, 2, 0)]
+        return native.compile([Call("add", np.add, (x[0], x[1]), x[2])]), x[2]
+
+    run, out = step()
+    gc.collect()
+    others = [np.full(1000, 7, np.float32) for _ in range(100)]
+    run()
+    assert (out == 3).all()
+    assert all((other == 7).all() for other in others)
+
+
+def test_equal_loops_have_one_text_whatever_they_work_on():
+    before = len(engine._compiled)
+    for _ in range(3):
+        native.compile([Call("subtract", np.subtract, (np.ones((2, 3, 7)), 5), np.zeros((2, 3, 7)))])()
+    assert len(engine._compiled) <= before + 1
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3000, 7), None), ((7, 3000), None), ((500, 40), 1), ((40, 500), 0)])
+def test_threads_share_large_loops_with_the_bits_of_one(shape, axis, monkeypatch):
+    monkeypatch.setattr(native, "LEAST", 1)
+    used, together = [], parallel.together
+    monkeypatch.setattr(parallel, "together", lambda works: used.append(len(works)) or together(works))
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    results = []
+    for workers in (1, 2, 3):
+        y = np.zeros_like(x)
+        calls = [Call("tanh", np.tanh, (x,), y)]
+        if axis is not None:
+            row = np.zeros_like(x.sum(axis=axis, keepdims=True))
+            calls.append(Call("sum", np.sum, (y,), row, {"axis": axis, "keepdims": True}))
+            calls.append(Call("divide", np.divide, (y, row), y))
+        native.compile(calls, workers=workers)()
+        results.append(y.tobytes())
+    assert {2, 3} <= set(used)
+    assert len(set(results)) == 1
+
+
+# Training.
+
+
+MODELS = {
+    "dense": (gp.Flatten(), gp.Dense(16, activation="tanh"), gp.Dropout(0.1), gp.Dense(10)),
+    "conv": (gp.Conv2d(3, 3, activation="relu"), gp.MaxPool2d(), gp.BatchNorm(), gp.Flatten(), gp.Dense(10)),
+    "lstm": (gp.Reshape((8, 8)), gp.LSTM(5), gp.Dense(10)),
+}
+
+
+def trainer(model="dense", **options) -> gp.Trainer:
+    model = gp.Chain(*MODELS[model])
+    digits = gp.data.load("digits", validation=0.2, shape=(8, 8, 1))
+    options = {"batch_size": 100, "device": "cpu", "compile": True} | options
+    return gp.Trainer(model, gp.SoftmaxCrossEntropy(), gp.Adam(0.01), digits, **options)
+
+
+def trained(epochs=2, **options) -> gp.Trainer:
+    made = trainer(**options)
+    made.fit(epochs)
+    return made
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_compiled_run_is_that_of_numpy_but_for_rounding(model):
+    one, other = trained(model=model), trained(model=model, compile=False)
+    assert isinstance(one.backend, numpy.Compiled)
+    np.testing.assert_allclose(one.network.w, other.network.w, rtol=1e-3, atol=1e-4)
+    assert one.network.w.tobytes() != other.network.w.tobytes()  # or nothing was compiled
+
+
+def test_float64_runs_agree_to_many_digits():
+    one, other = trained(dtype="float64"), trained(compile=False, dtype="float64")
+    np.testing.assert_allclose(one.network.w, other.network.w, rtol=1e-9, atol=1e-11)
+
+
+def test_a_compiled_run_that_goes_on_from_any_step_has_the_bits_of_one_that_was_not_stopped():
+    whole = trained()
+
+    class Stop(gp.Hook):
+        def on_step(self, trainer):
+            if trainer.step == at:
+                trainer.stop()
+
+    for at in range(1, whole.step, 3):
+        half, rest = trainer(), trainer()
+        half.fit(2, hooks=[Stop()])
+        assert half.step == at
+        rest.restore(half.content())
+        rest.fit(2)
+        assert rest.network.w.tobytes() == whole.network.w.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_member_of_a_compiled_population_is_the_network_alone(model, threads, monkeypatch):
+    monkeypatch.setattr(parallel, "threads", lambda: threads)
+    monkeypatch.setattr(parallel, "LEAST", 1)
+    monkeypatch.setattr(numpy, "CACHE", 2**10)
+    three = trained(model=model, population=3)
+    for k in range(3):
+        alone = trained(model=model, seed=k)
+        assert three.network.w[k].tobytes() == alone.network.w[0].tobytes()
+
+
+def test_a_compiled_step_asks_python_for_no_memory():
+    made = trained(epochs=1)
+    step = made._steps
+    made.training.begin(0, 0, True)
+    tracemalloc.start()
+    try:
+        step.run(1, 0, lambda plan, last: None)
+        before = tracemalloc.get_traced_memory()[0]
+        for n in range(5):
+            step.run(n + 1, n + 1, lambda plan, last: None)
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after - before < 2000
+
+
+def test_numerics_name_the_compiler():
+    import llvmlite
+
+    assert numerics(numpy.Compiled())["llvmlite"] == llvmlite.__version__
+    assert "llvmlite" not in numerics(Backend())
+
+
+def test_without_llvmlite_the_error_says_what_to_install():
+    text = """
+import sys
+sys.modules["llvmlite"] = None
+from gpbackprop.backend.numpy import Backend, Compiled
+from gpbackprop.errors import ConfigError
+try:
+    Backend().compiling(True)
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert "train.compile: wants the package llvmlite" in done.stdout
+    assert 'pip install "gpbackprop[compile]"' in done.stdout
+
+
+def test_a_backend_compiles_or_not_as_it_is_asked():
+    assert type(Backend().compiling(False)) is Backend
+    assert type(numpy.Compiled().compiling(False)) is Backend
+    with pytest.raises(ConfigError, match=r"train\.precision"):
+        numpy.Compiled().rounding("tf32")
