@@ -29,8 +29,7 @@ class Recorder(Hook):
         saved = trainer.step if any(self.directory.glob("step-*.h5")) else None
         self._due = Due(trainer)
         self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved, self._due.at)
-        self._interval = trainer.train.saving
-        self._seen, self._time = trainer.step, time.monotonic()
+        self._time = time.monotonic()
         self._size = self.metrics.stat().st_size if self.metrics.is_file() else 0
         self._lines: list[str] = []
         self._told: str | None = None
@@ -80,14 +79,10 @@ class Recorder(Hook):
         return self.saver.saved
 
     def _is_due(self) -> bool:
-        """Whether `checkpoint_every` asks for a save, of what happened since this was asked the last time."""
-        trainer, (every, unit) = self.trainer, self._interval
-        if unit == "epoch":
-            return not trainer.batch_in_epoch and trainer.epoch % every == 0
-        if unit == "minute":
-            return time.monotonic() - self._time >= 60 * every
-        before, self._seen = self._seen, trainer.step
-        return trainer.step // every > before // every
+        """Whether `checkpoint_every` asks for a save of the present step."""
+        if self._due.unit == "minute":
+            return time.monotonic() - self._time >= 60 * self._due.every
+        return self._due.asked(self.trainer.step)
 
     def _begin(self) -> None:
         self._heed(self.saver.wait)
