@@ -164,6 +164,26 @@ def test_what_a_resume_mends_is_told_and_is_no_damage(run):
     assert "set aside by an earlier resume" in notes
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("when", [1, 2, 3, 4])
+def test_a_run_that_goes_on_while_it_is_looked_at_is_not_taken_for_damaged(run, keep, when):
+    """After a few looks it saves a step, the best one, and removes old ones."""
+    content, later = checkpoint.read(steps(run)[-1]).arrays(), 400
+    looks = 0
+
+    def goes_on(finding):
+        nonlocal looks
+        looks += 1
+        if looks == when:
+            counted = content | {"progress/step": np.array(later, "i8")}
+            checkpoint.save(run / "checkpoints", later, counted, keep, best={"value": 0.5})
+
+    report = verify(run, goes_on)
+    assert not report.damaged
+    assert report.newest.facts["step"] in (360, later)
+    assert looks > when
+
+
 @pytest.mark.parametrize(
     "arguments", [["evaluate"], ["predict"], ["inspect"], ["verify"], ["load"]], ids=lambda arguments: arguments[0]
 )
