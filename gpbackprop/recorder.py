@@ -41,10 +41,7 @@ class Recorder(Hook):
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self.saver.wait()
-        except CheckpointError as lost:  # with `error` under way, which tells why training ends
-            log.warning("%s", lost)
+        self._settle()
 
     def on_step(self, trainer: Trainer) -> None:
         self._heed(self.saver.check)
@@ -128,8 +125,16 @@ class Recorder(Hook):
             log.warning("%s. Training goes on, and the next save tries again", error)
             self._told = str(error)
 
+    def _settle(self) -> None:
+        """Wait for a save in flight, when another error ends training."""
+        try:
+            self.saver.wait()
+        except CheckpointError as lost:
+            log.warning("%s", lost)
+
     def _stopped(self, error: CheckpointError) -> CheckpointError:
         """`error` with what it means for the run."""
+        self._settle()  # which may make one more step safe
         trainer, saved = self.trainer, self.saver.saved
         epoch = trainer.epoch + bool(trainer.batch_in_epoch)
         safe = "No step of this run is saved yet" if saved is None else f"Step {saved} is saved, and whole"

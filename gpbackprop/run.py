@@ -66,6 +66,11 @@ class Run:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             disk.sync(path.parent)
             lock = Lock(path)
+            if is_run(path):
+                lock.close()
+                raise UsageError(
+                    f"{path} holds a run by now, which another process has begun; `resume` goes on with it"
+                )
             (path / "config.toml").write_text(given, encoding="utf-8")
             _replace(path / "config.resolved.toml", config.text())  # last: it makes the directory a run
         except OSError as error:

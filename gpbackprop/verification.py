@@ -52,6 +52,13 @@ class Report:
         """The newest whole checkpoint, from which a run is resumed."""
         return next((finding for finding in reversed(self.checkpoints) if not finding.why), None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint was ever saved: then a resume does not start from the beginning, whatever is left."""
+        return bool(self.checkpoints) or any(
+            ASIDE.fullmatch(finding.path.name) or finding.path.name == "last.json" for finding in self.records
+        )
+
 
 def verify(path: Path, seen: Callable[[Finding], Any] = lambda finding: None) -> Report:
     """Check the checkpoint file or the run directory at `path`; `seen` hears of each file as it is done.

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import gpbackprop as gp
 from gpbackprop import checkpoint
+from gpbackprop.cli.inspect import command as inspect
+from gpbackprop.cli.verify import command as verify_command
 from gpbackprop.errors import CheckpointError
+from gpbackprop.run import Run
 from gpbackprop.verification import verify
 
 ROOT = Path(gp.__file__).parent.parent
@@ -184,6 +188,24 @@ def test_a_run_that_goes_on_while_it_is_looked_at_is_not_taken_for_damaged(run, 
     assert looks > when
 
 
+@pytest.mark.parametrize("left", ["all damaged", "all set aside", "last.json alone", "nothing"])
+def test_what_is_said_of_a_resume_is_what_it_does(run, left):
+    for path in steps(run):
+        damage(path) if left == "all damaged" else path.unlink()
+    if left in ("all set aside", "nothing"):
+        (run / "checkpoints" / "last.json").unlink()
+    if left == "all set aside":
+        (run / "checkpoints" / "step-000000360.h5.damaged").touch()
+    said = CliRunner().invoke(verify_command, [str(run)]).output
+    if left == "nothing":
+        assert "starts from the beginning" in said
+        assert Run.open(run, "cpu").trainer.step == 0
+    else:
+        assert "no checkpoint is whole: copy one back" in said
+        with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+            Run.open(run, "cpu")
+
+
 @pytest.mark.parametrize(
     "arguments", [["evaluate"], ["predict"], ["inspect"], ["verify"], ["load"]], ids=lambda arguments: arguments[0]
 )
@@ -260,10 +282,6 @@ def test_inspect_reads_no_parameter(run, monkeypatch):
     read = []
     array = checkpoint.Entry.array
     monkeypatch.setattr(checkpoint.Entry, "array", lambda entry: read.append(entry) or array(entry))
-    from click.testing import CliRunner
-
-    from gpbackprop.cli.inspect import command as inspect
-
     result = CliRunner().invoke(inspect, [str(run)])
     assert result.exit_code == 0, result.output
     assert read
