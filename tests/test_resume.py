@@ -194,6 +194,14 @@ def test_a_run_that_another_process_began_in_the_meantime_is_left_alone(tmp_path
     assert Run.open(tmp_path / "r", "cpu").config.train.epochs == 1
 
 
+def test_checkpoints_whose_config_is_gone_are_not_trained_over(whole):
+    config, before = parse(CONFIG, "small.toml"), (whole / "metrics.jsonl").read_bytes()
+    (whole / "config.resolved.toml").unlink()
+    with pytest.raises(UsageError, match=r"holds checkpoints, but the config\.resolved\.toml"):
+        Run.start(whole, config, config.text(), "cpu")
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_resume_removes_what_a_kill_has_left_and_nothing_else(whole):
     left = whole / ".metrics.jsonl.0123456789abcdef.tmp"
     foreign = whole / ".metrics.jsonl.tmp"
