@@ -12,12 +12,12 @@ from gpbackprop.trainer import Trainer
 class Due:
     """The start, the steps that `checkpoint_every` asks for, and those that ended the best epoch until then.
 
-    Minutes are no steps: with those every step counts. On CUDA several steps end together, and the last one counts.
+    Minutes are no steps: with those every step counts.
     """
 
     def __init__(self, trainer: Trainer):
         self.every, self.unit = trainer.train.saving
-        self.per_epoch, self.together = trainer.steps_per_epoch, trainer.backend.unroll
+        self.per_epoch = trainer.steps_per_epoch
         self.best = set[int]()
         monitor = copy.copy(trainer.monitor)
         monitor.forget()
@@ -27,9 +27,11 @@ class Due:
                 self.best.add(row["step"])
 
     def at(self, step: int) -> bool:
-        if not step or self.unit == "minute" or step in self.best:
-            return True
+        return not step or self.unit == "minute" or step in self.best or self.asked(step)
+
+    def asked(self, step: int) -> bool:
+        """Whether `checkpoint_every`, in epochs or steps, asks for this one."""
         if self.unit == "step":
-            return step % self.every < self.together
+            return step % self.every == 0
         epoch, inside = divmod(step, self.per_epoch)
         return not inside and epoch % self.every == 0

@@ -8,6 +8,7 @@ left the directory to the next one.
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,6 +23,8 @@ BEAT, STALE, SETTLE = 5.0, 60.0, 0.5
 """Seconds between two heartbeats, without one until a holder counts as gone, and between a claim and its proof."""
 
 NAME = ".lock"
+
+log = logging.getLogger("gpbackprop")
 
 
 class Lock:
@@ -76,6 +79,12 @@ class Lock:
     def _outlived(self, holder: dict[str, Any], flocked: bool) -> bool:
         """Whether the process that the file names is gone; where only its heartbeat can tell, that is waited for."""
         gone, seen, begun = _is_gone(holder, flocked), self.path.stat().st_mtime_ns, time.monotonic()
+        if gone is None:
+            most = min(max(STALE - _silence(self.path), 2 * BEAT), STALE)
+            log.info(
+                "%s: waiting up to %.0f s for a sign of life of %s; without one the run is taken over",
+                self.directory, most, _described(holder, self.path),
+            )  # fmt: skip
         while gone is None:
             waited = time.monotonic() - begun  # clocks are set now and then; who lives shows it within two beats
             if waited > STALE or (waited > 2 * BEAT and _silence(self.path) > STALE):

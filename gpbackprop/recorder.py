@@ -29,8 +29,7 @@ class Recorder(Hook):
         saved = trainer.step if any(self.directory.glob("step-*.h5")) else None
         self._due = Due(trainer)
         self.saver = checkpoint.Saver(self.directory, trainer.train.keep, log.warning, saved, self._due.at)
-        self._interval = trainer.train.saving
-        self._seen, self._time = trainer.step, time.monotonic()
+        self._time = time.monotonic()
         self._size = self.metrics.stat().st_size if self.metrics.is_file() else 0
         self._lines: list[str] = []
         self._told: str | None = None
@@ -42,10 +41,7 @@ class Recorder(Hook):
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self.saver.wait()
-        except CheckpointError as lost:  # with `error` under way, which tells why training ends
-            log.warning("%s", lost)
+        self._settle()
 
     def on_step(self, trainer: Trainer) -> None:
         self._heed(self.saver.check)
@@ -80,14 +76,10 @@ class Recorder(Hook):
         return self.saver.saved
 
     def _is_due(self) -> bool:
-        """Whether `checkpoint_every` asks for a save, of what happened since this was asked the last time."""
-        trainer, (every, unit) = self.trainer, self._interval
-        if unit == "epoch":
-            return not trainer.batch_in_epoch and trainer.epoch % every == 0
-        if unit == "minute":
-            return time.monotonic() - self._time >= 60 * every
-        before, self._seen = self._seen, trainer.step
-        return trainer.step // every > before // every
+        """Whether `checkpoint_every` asks for a save of the present step."""
+        if self._due.unit == "minute":
+            return time.monotonic() - self._time >= 60 * self._due.every
+        return self._due.asked(self.trainer.step)
 
     def _begin(self) -> None:
         self._heed(self.saver.wait)
@@ -133,8 +125,16 @@ class Recorder(Hook):
             log.warning("%s. Training goes on, and the next save tries again", error)
             self._told = str(error)
 
+    def _settle(self) -> None:
+        """Wait for a save in flight, when another error ends training."""
+        try:
+            self.saver.wait()
+        except CheckpointError as lost:
+            log.warning("%s", lost)
+
     def _stopped(self, error: CheckpointError) -> CheckpointError:
         """`error` with what it means for the run."""
+        self._settle()  # which may make one more step safe
         trainer, saved = self.trainer, self.saver.saved
         epoch = trainer.epoch + bool(trainer.batch_in_epoch)
         safe = "No step of this run is saved yet" if saved is None else f"Step {saved} is saved, and whole"

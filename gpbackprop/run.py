@@ -61,11 +61,21 @@ class Run:
         """A new run in an empty or missing directory; `given` is the config's text as the user wrote it."""
         if is_run(path):
             raise UsageError(f"{path} holds a run already; add --resume to continue it, or choose another --run-dir")
+        if (path / "checkpoints").is_dir() and checkpoint.files(path / "checkpoints"):
+            raise UsageError(
+                f"{path} holds checkpoints, but the config.resolved.toml of their run is gone; bring it back (each of "
+                "them holds its text, as /config), or choose another --run-dir"
+            )
         trainer = config.trainer(device, data)  # before anything is written: most mistakes end here
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             disk.sync(path.parent)
             lock = Lock(path)
+            if is_run(path):
+                lock.close()
+                raise UsageError(
+                    f"{path} holds a run by now, which another process has begun; `resume` goes on with it"
+                )
             (path / "config.toml").write_text(given, encoding="utf-8")
             _replace(path / "config.resolved.toml", config.text())  # last: it makes the directory a run
         except OSError as error:

@@ -18,12 +18,15 @@ Look = Callable[[Plan, int], None]
 class Steps:
     """The steps of the pass `run` that end in `update`.
 
-    Where a device is faster with many steps at a time, those that are alike go to it together.
+    Where a device is faster with many steps at a time, those that are alike go to it together. Where such a group
+    begins and ends is a function of the step alone, and `saved_every` steps end one: so a run stands at the same steps,
+    and saves the same ones, whether or not it was stopped on the way.
     """
 
-    def __init__(self, run: Pass, optimizer: Optimizer, update: Update):
+    def __init__(self, run: Pass, optimizer: Optimizer, update: Update, saved_every: int | None = None):
         self.pass_, self.optimizer, self.update = run, optimizer, update
         self.backend = run.network.backend
+        self.saved_every = saved_every or self.backend.probe_every
         self.kinds: dict[tuple[int, bool, bool], tuple[Closure, Closure]] = {}
         self.together: dict[int, Closure] = {}
 
@@ -46,11 +49,16 @@ class Steps:
         return 1
 
     def _alike(self, step: int, step_in_epoch: int, most: int) -> bool:
-        """Whether the next `unroll` steps are the same calls, and nobody looks between them."""
+        """Whether the next `unroll` steps are the same calls, nobody looks or saves between them, and a group begins.
+
+        Groups are counted from the newest of three marks: the epoch's begin, a look, a save.
+        """
         backend, n = self.backend, self.backend.unroll
-        until_probe = -step % backend.probe_every
         plain = self.pass_.carried is None and self.update.every == 1 and self.update.fixed
-        if not plain or n > min(most, until_probe, self.pass_.full - step_in_epoch):
+        behind = min(step_in_epoch, (step - 1) % backend.probe_every, step % self.saved_every)
+        until_probe, until_save = -step % backend.probe_every, self.saved_every - step % self.saved_every
+        ahead = min(self.pass_.full - step_in_epoch, until_probe, until_save)
+        if not plain or behind % n or n > min(most, ahead):
             return False
         size = self.pass_.size(step_in_epoch)
         if size not in self.together:

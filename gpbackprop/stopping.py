@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 INTERRUPTED, PREEMPTED = 130, 75
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
@@ -57,7 +57,8 @@ class Stop:
 
 def leave(code: int, why: str) -> None:
     """End the program now. What is on the disk stays whole: a checkpoint appears at once or not at all."""
-    os.write(2, f"\n{why}; `gpbackprop resume` goes on from the newest checkpoint\n".encode())
+    with suppress(OSError):  # from a full disk, or a terminal that is gone
+        os.write(2, f"\n{why}; `gpbackprop resume` goes on from the newest checkpoint\n".encode())
     os._exit(code)
 
 

@@ -169,7 +169,8 @@ class Trainer:
             self._past = self.monitor.past(self.history, self.network.K)
         self.training.begin(self.epoch, self.batch_in_epoch, self.train.shuffle)
         if self._steps is None or self._steps.update is not self.update:
-            self._steps = Steps(self.training, self.optimizer, self.update)
+            every, unit = self.train.saving
+            self._steps = Steps(self.training, self.optimizer, self.update, int(every) if unit == "step" else None)
         if self.batch_in_epoch == self.steps_per_epoch:  # going on before the epoch's evaluation
             self._set_rate(self.step - 1)
         while self.batch_in_epoch < self.steps_per_epoch and not self.stop_requested:

@@ -2,11 +2,13 @@
 
 Nothing is changed. What is checked of a checkpoint is what `load` needs and what `resume` needs but the data: its
 digest, its structure, its config, that each array has the shape that the config asks for, its progress and history.
+A run may go on meanwhile: a file that it has removed or replaced since the folder was listed is no damage.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,13 @@ class Report:
         """The newest whole checkpoint, from which a run is resumed."""
         return next((finding for finding in reversed(self.checkpoints) if not finding.why), None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint was ever saved: then a resume does not start from the beginning, whatever is left."""
+        return bool(self.checkpoints) or any(
+            ASIDE.fullmatch(finding.path.name) or finding.path.name == "last.json" for finding in self.records
+        )
+
 
 def verify(path: Path, seen: Callable[[Finding], Any] = lambda finding: None) -> Report:
     """Check the checkpoint file or the run directory at `path`; `seen` hears of each file as it is done.
@@ -67,14 +76,33 @@ def verify(path: Path, seen: Callable[[Finding], Any] = lambda finding: None) ->
     steps = sorted((name for name in names if STEP.fullmatch(name)), key=lambda name: int(name[5:-3]))
     if not steps and folder == path:
         raise CheckpointError(f"{path}: is no run directory, and holds no checkpoint")
-    checkpoints, records = [], []
+    checkpoints, records = _Checkpoints(folder, seen), []
     for name in steps:
-        checkpoints.append(of_checkpoint(folder / name))
-        seen(checkpoints[-1])
+        checkpoints.check(name)
     for finding in _records(path, folder, names, checkpoints):
         records.append(finding)
         seen(finding)
-    return Report(path, tuple(checkpoints), tuple(records))
+    return Report(path, tuple(checkpoints.found[step] for step in sorted(checkpoints.found)), tuple(records))
+
+
+class _Checkpoints:
+    """The checkpoints of `folder` that were checked, by step."""
+
+    def __init__(self, folder: Path, seen: Callable[[Finding], Any]):
+        self.folder, self.seen, self.found = folder, seen, dict[int, Finding]()
+
+    def check(self, name: str) -> Finding | None:
+        """What there is to say of the file with this name, checked once; None where there is none, or none any more."""
+        if not (named := STEP.fullmatch(name)):
+            return None
+        step, path = int(named[1]), self.folder / name
+        if step not in self.found:
+            finding = of_checkpoint(path)
+            if finding.why and not os.path.lexists(path):
+                return None
+            self.found[step] = finding
+            self.seen(finding)
+        return self.found[step]
 
 
 def of_checkpoint(path: Path) -> Finding:
@@ -115,26 +143,25 @@ def _rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _records(path: Path, folder: Path, names: list[str], checkpoints: list[Finding]) -> Iterator[Finding]:
+def _records(path: Path, folder: Path, names: list[str], checkpoints: _Checkpoints) -> Iterator[Finding]:
     """What is beside the checkpoints."""
-    whole = {finding.path.name: finding for finding in checkpoints}
     for name in "last.json", "best.json":
         if name in names:
-            yield _checked(folder / name, lambda at: _record(at, whole))
-        elif name == "last.json" and checkpoints:
+            yield _checked(folder / name, lambda at: _record(at, checkpoints))
+        elif name == "last.json" and checkpoints.found:
             yield Finding(folder / name, note="missing; the newest checkpoint is taken")
     for name in names:
         if ASIDE.fullmatch(name):
             yield Finding(folder / name, note="was damaged, and set aside by an earlier resume; it may be removed")
         elif name.endswith(".tmp"):
-            yield Finding(folder / name, note="left by a crash; the next save removes it")
+            yield Finding(folder / name, note="being written, or left by a crash; the next save removes it")
     if not is_run(path):
         return
     yield _checked(path / "config.resolved.toml", _config)
     if (path / "run.json").exists():
         yield _checked(path / "run.json", _object)
     if (path / "metrics.jsonl").exists():
-        yield _checked(path / "metrics.jsonl", lambda at: _metrics(at, checkpoints))
+        yield _checked(path / "metrics.jsonl", lambda at: _metrics(at, checkpoints.found.values()))
 
 
 def _checked(path: Path, check: Callable[[Path], str]) -> Finding:
@@ -156,15 +183,27 @@ def _object(path: Path) -> str:
     return ""
 
 
-def _record(path: Path, checkpoints: dict[str, Finding]) -> str:
+def _record(path: Path, checkpoints: _Checkpoints) -> str:
+    """last.json or best.json. What it names may be newer than the list of the folder, and gone before it is read."""
+    while True:
+        text = path.read_bytes()
+        try:
+            return _named(path, checkpoints)
+        except (OSError, ValueError):
+            if path.read_bytes() == text:
+                raise
+
+
+def _named(path: Path, checkpoints: _Checkpoints) -> str:
     _object(path)
     facts = json.loads(path.read_text(encoding="utf-8"))
     name = facts.get("file")
-    if name not in checkpoints:
+    found = checkpoints.check(str(name))
+    if not found:
         raise ValueError(f"names {name!r}, which is not there")
-    if checkpoints[name].why:
+    if found.why:
         return f"names {name}, which is damaged"
-    if facts.get("step") != checkpoints[name].facts["step"]:
+    if facts.get("step") != found.facts["step"]:
         raise ValueError(f"says step {facts.get('step')} of {name}")
     if "sha256" in facts and facts["sha256"] != _digest(path.with_name(name)):
         raise ValueError(f"has another SHA-256 than {name}, which is whole: it is not the file that was saved")
@@ -178,7 +217,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _metrics(path: Path, checkpoints: list[Finding]) -> str:
+def _metrics(path: Path, checkpoints: Iterable[Finding]) -> str:
     """metrics.jsonl: each epoch once, up to that of the newest checkpoint at least. A resume mends what is else."""
     text = path.read_text(encoding="utf-8")
     torn = bool(text) and not text.endswith("\n")

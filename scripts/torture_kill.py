@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Iterator[Row]:
     """A process is forked for each kill: it opens the run as a new one would, without the second of its imports."""
     if arguments.short:
-        arguments.kills, arguments.epochs = 20, 2
+        arguments.kills, arguments.epochs = 90, 2
     with tempfile.TemporaryDirectory(dir=arguments.place) as directory:
         place = Path(directory)
         config = tortured.config(arguments.epochs)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> Iterator[Row]:
         points = list(range(1, len(counted.log) + 1))
         rng = random.Random(arguments.seed)
         if arguments.short:
-            points = rng.sample(points, 5)
+            points = rng.sample(points, 8)
         yield at_random(place, config, wanted, arguments.kills, rng)
         named: dict[str, list[int]] = {}
         for point in points:

@@ -396,6 +396,22 @@ def test_damage_is_told_kept_aside_and_the_next_older_taken(tmp_path):
         checkpoint.latest(tmp_path)
 
 
+def test_a_checkpoint_that_its_run_replaces_before_it_is_read_is_not_missed(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, content(1), keep=1)
+
+    def late(path, whole):
+        monkeypatch.undo()
+        checkpoint.save(tmp_path, 2, content(2), keep=1)
+        return checkpoint.read(path, whole=whole)
+
+    told = []
+    monkeypatch.setattr(checkpoint.series, "read", late)
+    assert checkpoint.latest(tmp_path, told.append).path.name == "step-000000002.h5"
+    (tmp_path / "last.json").write_text((tmp_path / "last.json").read_text().replace("2.h5", "1.h5"))
+    assert checkpoint.latest(tmp_path, told.append).path.name == "step-000000002.h5"  # as after a crash in between
+    assert told == []
+
+
 def test_when_none_is_whole_it_never_starts_afresh_silently(tmp_path):
     assert checkpoint.latest(tmp_path) is None
     assert checkpoint.latest(tmp_path / "none") is None

@@ -425,6 +425,44 @@ def test_ctrl_c_on_a_terminal_stops_the_bar_saves_and_says_how_to_go_on(here):
     assert gp.checkpoint.latest(here / "r" / "checkpoints")
 
 
+FULL = Path("/dev/full")
+full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full, a disk without room")
+
+
+def ended(*arguments, cwd, **streams):
+    """The exit code of a command, whose stdout or stderr is `FULL` or closed (None)."""
+    closed = [number for number, name in enumerate(("stdin", "stdout", "stderr")) if streams.get(name, FULL) is None]
+    command = [sys.executable, "-m", "gpbackprop", *map(str, arguments)]
+    with FULL.open("w") as full:
+        given = {name: full for name, stream in streams.items() if stream is FULL}
+        close = (lambda: [os.close(number) for number in closed]) if closed else None
+        return subprocess.run(command, cwd=cwd, env=environment(), preexec_fn=close, timeout=60, **given).returncode
+
+
+@full_disk
+def test_training_goes_on_where_stderr_takes_no_more_and_the_log_says_so(here):
+    line = ["train", "small.toml", "--device", "cpu", "--run-dir"]
+    assert ended(*line, "r", cwd=here, stderr=FULL) == 0
+    said = (here / "r" / "log.txt").read_text()
+    assert said.count("stderr: could not be written: No space left on device. Training goes on") == 1
+    assert "epoch 4/4" in said
+    assert ended(*line, "r", cwd=here, stderr=FULL) == 2
+    assert ended(*line, "closed", cwd=here, stdin=None, stdout=None, stderr=None) == 0
+    assert parameters(here / "closed") == parameters(here / "r")
+
+
+@full_disk
+def test_a_result_that_finds_no_room_is_an_error_of_the_call(trained):
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "gpbackprop", "evaluate", "run"]
+        pipes = {"stdout": full, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        done = subprocess.run(command, cwd=trained, env=environment(), timeout=60, **pipes)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "error: stdout: could not be written: No space left on device; make room, or lead it elsewhere\n"
+    )
+
+
 @posix
 def test_colour_is_left_out_where_no_color_says_so(here):
     shown, code = in_terminal(["train", "none.toml"], here)

@@ -341,8 +341,29 @@ def test_nothing_waits_for_the_device_between_two_looks(fake):
     run.training.begin(1, 0, True)
     with fake_cupy.forbid_sync():
         for _ in range(2):
-            assert run._steps.run(run.step + 1, 1, run._probe, 16) == 16
-        assert run._steps.run(run.step + 1, 1, run._probe, 5) == 1
+            assert run._steps.run(run.step, 0, run._probe, 16) == 16
+        assert run._steps.run(run.step, 0, run._probe, 5) == 1
+
+
+@pytest.mark.parametrize(
+    ("every", "ends"), [(20, [1, 17, 18, 19, 20, 36, 37, 38, 39, 40, 56]), (5, range(1, 77)), (38, [1, 17, 33])]
+)
+def test_a_group_ends_where_a_save_is_due(fake, every, ends):
+    steps = Steps()
+    trained(fake, hooks=[steps], checkpoint_every=f"{every} steps")
+    assert steps.seen[: len(ends)] == [*ends]
+    assert {*range(every, 76, every)} <= {*steps.seen}
+
+
+def test_groups_begin_at_the_same_steps_wherever_a_run_went_on(fake):
+    whole = Steps()
+    trained(fake, hooks=[whole], checkpoint_every="20 steps")
+    for begun in (1, 2, 16, 18, 19, 21, 30, 37):  # on the CPU a run stops at any step
+        part, there = trained("cpu", stop=begun, checkpoint_every="20 steps").content(), Steps()
+        trained(fake, hooks=[there], restored=part, checkpoint_every="20 steps")
+        met = next(step for step in there.seen if step in whole.seen)
+        assert met <= begun + 16
+        assert there.seen[there.seen.index(met) :] == whole.seen[whole.seen.index(met) :]
 
 
 @pytest.mark.parametrize("unroll", [1, 4, 16])

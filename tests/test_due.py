@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fake_cupy
 import pytest
 
 from gpbackprop.config import parse
@@ -51,6 +52,10 @@ def steps(path: Path) -> list[int]:
     return sorted(int(file.stem[5:]) for file in (path / "checkpoints").glob("*.h5"))
 
 
+def newest(path: Path) -> bytes:
+    return max((path / "checkpoints").glob("*.h5")).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("every", "due"),
     [
@@ -93,5 +98,53 @@ def test_a_run_that_was_stopped_has_what_a_rollback_goes_to(tmp_path):
     begun(tmp_path / "whole", *settings).train()
     begun(tmp_path / "r", *settings).train(hooks=[StopAt(1)])
     Run.open(tmp_path / "r", "cpu").train()
-    newest = [(tmp_path / name / "checkpoints" / "step-000000012.h5").read_bytes() for name in ("whole", "r")]
-    assert newest[0] == newest[1]
+    assert newest(tmp_path / "r") == newest(tmp_path / "whole")
+
+
+# Where several steps go to the device together.
+
+RUNAWAY = """
+seed = 4
+[data]
+source = "iris"
+task = "reconstruction"
+normalize = "none"
+[[model]]
+type = "dense"
+units = 4
+[loss]
+type = "half_squared_error"
+[optimizer]
+type = "sgd"
+lr = 0.07
+[train]
+epochs = 2
+batch_size = 3
+on_nan = "rollback"
+"""
+
+
+class StopFrom(StopAt):
+    """Stops at the first chance from a step on."""
+
+    def on_step(self, trainer):
+        trainer.stop_requested = trainer.step >= self.steps[0]
+
+
+@pytest.mark.parametrize("every", [20, 60])
+@pytest.mark.parametrize("schedule", ["{type='constant'}", "{type='cosine', floor=0.95}"])
+def test_on_cuda_too_a_stopped_run_goes_back_from_and_to_the_same_steps(tmp_path, monkeypatch, every, schedule):
+    """With a rate that changes at each step they go one by one, else 16 at a time; the loss is looked at at times."""
+    fake_cupy.install(monkeypatch)
+    config = parse(RUNAWAY, "c.toml", (f"train.checkpoint_every='{every} steps'", f"optimizer.schedule={schedule}"))
+    whole = Run.start(tmp_path / "whole", config, config.text(), "cuda")
+    whole.train()
+    assert whole.trainer.rollbacks == 1
+    for step in (4, 21, 30, 39, 45):  # from step 38 on the loss is not finite, which is seen at step 40 or 50
+        path = tmp_path / f"{step}"
+        Run.start(path, config, config.text(), "cuda").train(hooks=[StopFrom(step)])
+        resumed = Run.open(path, "cuda")
+        resumed.train()
+        assert resumed.trainer.history == whole.trainer.history, step
+        assert steps(path) == steps(tmp_path / "whole"), step
+        assert newest(path) == newest(tmp_path / "whole"), step

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -95,12 +96,26 @@ def test_a_number_that_is_used_again_is_not_taken_for_the_process_that_had_it(tm
     assert Lock(tmp_path).stale
 
 
-def test_what_ran_elsewhere_is_known_by_its_heartbeat(tmp_path, quick):
+def test_what_ran_elsewhere_is_known_by_its_heartbeat_and_who_waits_for_it_says_so(tmp_path, quick, caplog):
     left_behind(tmp_path, boot="another machine", host="node7")
     start = time.monotonic()
-    taken = Lock(tmp_path)
+    with caplog.at_level("INFO", "gpbackprop"):
+        taken = Lock(tmp_path)
     assert "on node7" in taken.stale
     assert time.monotonic() - start > 0.2
+    assert re.search(
+        r": waiting up to 0 s for a sign of life of process \d+ on node7 \(since .*, last sign", caplog.text
+    )
+
+
+@pytest.mark.parametrize(("silence", "wait"), [(0, 60), (20, 40), (3600, 10), (-3600, 60)])
+def test_who_waits_says_for_how_long_at_most(tmp_path, monkeypatch, caplog, silence, wait):
+    left_behind(tmp_path, boot="another machine")
+    monkeypatch.setattr(lock, "_silence", lambda path: silence)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (_ for _ in ()).throw(InterruptedError()))
+    with caplog.at_level("INFO", "gpbackprop"), pytest.raises(UsageError):
+        Lock(tmp_path)
+    assert f"waiting up to {wait} s" in caplog.text
 
 
 def test_a_holder_of_an_hour_that_is_yet_to_come_is_not_waited_for_so_long(tmp_path, quick):

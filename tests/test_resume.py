@@ -15,7 +15,7 @@ import pytest
 import gpbackprop as gp
 from gpbackprop import numerics, run
 from gpbackprop.backend import Backend
-from gpbackprop.config import parse
+from gpbackprop.config import Config, parse
 from gpbackprop.errors import NumericalError, UsageError
 from gpbackprop.optim.base import Optimizer
 from gpbackprop.run import Run, read_metrics
@@ -178,6 +178,28 @@ def test_the_same_line_starts_cleanly_after_a_crash_before_the_first_checkpoint(
     content = [gp.checkpoint.latest(path / "checkpoints").arrays("params") for path in (tmp_path / "r", whole)]
     assert all(content[0][name].tobytes() == content[1][name].tobytes() for name in content[1])
     assert "taken over from process" in (tmp_path / "r" / "log.txt").read_text()
+
+
+def test_a_run_that_another_process_began_in_the_meantime_is_left_alone(tmp_path, monkeypatch):
+    config, trainer = parse(CONFIG, "small.toml"), Config.trainer
+
+    def slow(self, *arguments):
+        monkeypatch.undo()
+        begun(tmp_path / "r", "train.epochs=1").train()
+        return trainer(self, *arguments)
+
+    monkeypatch.setattr(Config, "trainer", slow)
+    with pytest.raises(UsageError, match="holds a run by now"):
+        Run.start(tmp_path / "r", config, config.text(), "cpu")
+    assert Run.open(tmp_path / "r", "cpu").config.train.epochs == 1
+
+
+def test_checkpoints_whose_config_is_gone_are_not_trained_over(whole):
+    config, before = parse(CONFIG, "small.toml"), (whole / "metrics.jsonl").read_bytes()
+    (whole / "config.resolved.toml").unlink()
+    with pytest.raises(UsageError, match=r"holds checkpoints, but the config\.resolved\.toml"):
+        Run.start(whole, config, config.text(), "cpu")
+    assert (whole / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_resume_removes_what_a_kill_has_left_and_nothing_else(whole):

@@ -350,6 +350,22 @@ def test_lines_of_metrics_that_found_no_room_are_written_later_or_training_stops
         assert outcome(tmp_path / "r") == outcome(tmp_path / "whole")
 
 
+def test_a_step_whose_save_is_under_way_when_training_stops_is_named_as_safe(tmp_path, monkeypatch):
+    run, stopping, save = begun(tmp_path / "r"), threading.Event(), series.save
+    metrics = tmp_path / "r" / "metrics.jsonl"
+
+    class Fill(recorder.Hook):
+        def on_epoch(self, trainer, row):
+            metrics.unlink()
+            metrics.mkdir()
+            threading.Timer(0.1, stopping.set).start()
+
+    monkeypatch.setattr(series, "save", lambda *args: (stopping.wait(10), save(*args)))
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: could not be written.* Step 4 is saved, and whole"):
+        run.train(hooks=[Fill()])
+    assert steps(tmp_path / "r") == [4]
+
+
 def test_half_a_line_of_metrics_is_cut_off_before_the_line_is_written_again(tmp_path, monkeypatch):
     class Torn:
         """A file that takes half of the second line."""

@@ -33,9 +33,9 @@ def deaf():
     """Starts the program and waits until it hears."""
     programs = []
 
-    def start(*arguments):
+    def start(*arguments, stderr=subprocess.PIPE):
         environment = os.environ | {"PYTHONPATH": str(Path(gp.__file__).parent.parent)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "encoding": "utf-8"}
         programs.append(subprocess.Popen([sys.executable, "-c", DEAF, *map(str, arguments)], env=environment, **pipes))
         assert programs[-1].stdout.readline() == "ready\n"
         return programs[-1]
@@ -57,6 +57,17 @@ def test_a_second_signal_ends_a_program_that_is_in_the_middle_of_a_call(deaf, nu
     assert program.wait(timeout=10) == 128 + number
     assert time.monotonic() - start < 0.7
     assert "told twice" in program.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, a disk without room")
+def test_a_second_signal_ends_a_program_whose_words_find_no_room(deaf):
+    with open("/dev/full", "w") as full:
+        program = deaf(stderr=full)
+        program.send_signal(signal.SIGTERM)
+        assert program.stdout.readline() == "asked\n"
+        time.sleep(2 * ECHO)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=10) == 128 + signal.SIGTERM
 
 
 def test_the_same_signal_by_two_ways_is_one(deaf):

@@ -22,7 +22,7 @@ def torture(*arguments, tmp_path):
     return out, json.loads((tmp_path / "all.json").read_text())["rows"] if out.returncode < 2 else out.stderr
 
 
-@pytest.mark.parametrize(("name", "least"), [("kill", 25), ("io", 80), ("signals", 6), ("data", 1000)])
+@pytest.mark.parametrize(("name", "least"), [("kill", 100), ("io", 80), ("signals", 6), ("data", 1000)])
 def test_nothing_is_lost(name, least, tmp_path):
     out, rows = torture(name, "--short", tmp_path=tmp_path)
     assert out.returncode == 0, out.stdout + out.stderr

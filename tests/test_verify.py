@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import gpbackprop as gp
 from gpbackprop import checkpoint
+from gpbackprop.cli.inspect import command as inspect
+from gpbackprop.cli.verify import command as verify_command
 from gpbackprop.errors import CheckpointError
+from gpbackprop.run import Run
 from gpbackprop.verification import verify
 
 ROOT = Path(gp.__file__).parent.parent
@@ -164,6 +168,44 @@ def test_what_a_resume_mends_is_told_and_is_no_damage(run):
     assert "set aside by an earlier resume" in notes
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("when", [1, 2, 3, 4])
+def test_a_run_that_goes_on_while_it_is_looked_at_is_not_taken_for_damaged(run, keep, when):
+    """After a few looks it saves a step, the best one, and removes old ones."""
+    content, later = checkpoint.read(steps(run)[-1]).arrays(), 400
+    looks = 0
+
+    def goes_on(finding):
+        nonlocal looks
+        looks += 1
+        if looks == when:
+            counted = content | {"progress/step": np.array(later, "i8")}
+            checkpoint.save(run / "checkpoints", later, counted, keep, best={"value": 0.5})
+
+    report = verify(run, goes_on)
+    assert not report.damaged
+    assert report.newest.facts["step"] in (360, later)
+    assert looks > when
+
+
+@pytest.mark.parametrize("left", ["all damaged", "all set aside", "last.json alone", "nothing"])
+def test_what_is_said_of_a_resume_is_what_it_does(run, left):
+    for path in steps(run):
+        damage(path) if left == "all damaged" else path.unlink()
+    if left in ("all set aside", "nothing"):
+        (run / "checkpoints" / "last.json").unlink()
+    if left == "all set aside":
+        (run / "checkpoints" / "step-000000360.h5.damaged").touch()
+    said = CliRunner().invoke(verify_command, [str(run)]).output
+    if left == "nothing":
+        assert "starts from the beginning" in said
+        assert Run.open(run, "cpu").trainer.step == 0
+    else:
+        assert "no checkpoint is whole: copy one back" in said
+        with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+            Run.open(run, "cpu")
+
+
 @pytest.mark.parametrize(
     "arguments", [["evaluate"], ["predict"], ["inspect"], ["verify"], ["load"]], ids=lambda arguments: arguments[0]
 )
@@ -240,10 +282,6 @@ def test_inspect_reads_no_parameter(run, monkeypatch):
     read = []
     array = checkpoint.Entry.array
     monkeypatch.setattr(checkpoint.Entry, "array", lambda entry: read.append(entry) or array(entry))
-    from click.testing import CliRunner
-
-    from gpbackprop.cli.inspect import command as inspect
-
     result = CliRunner().invoke(inspect, [str(run)])
     assert result.exit_code == 0, result.output
     assert read

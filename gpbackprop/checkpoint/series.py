@@ -5,6 +5,7 @@ file is never removed before a newer one is on the disk, nor while it is the bes
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -89,18 +90,18 @@ def latest(
     """
     directory = Path(directory)
     try:
+        last = _named(directory / "last.json")  # before the list, which is newer then where a run goes on meanwhile
+    except CheckpointError as error:
+        warn(f"{error}; taking the newest checkpoint in its place")
+        last = None
+    try:
         steps = _steps(directory)
         aside = sorted(name for name in disk.calls.listdir(directory) if _ASIDE.fullmatch(name))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be listed: {error.strerror}; change its permissions") from error
-    try:
-        last = _named(directory / "last.json")
-    except CheckpointError as error:
-        warn(f"{error}; taking the newest checkpoint in its place")
-        last = None
-    if last and last not in steps.values():
+    if last and int(last[5:-3]) > max(steps, default=-1):
         warn(f"{directory / last}: last.json names it and it is gone; falling back to the next older checkpoint")
     for step in sorted(steps, reverse=True):
         path = directory / steps[step]
@@ -110,6 +111,10 @@ def latest(
             kept = _set_aside(path) if set_aside else path.name
             aside.append(kept)
             warn(f"{error}. {'Kept as' if set_aside else 'It stays'} {kept}; falling back to the next older checkpoint")
+        except CheckpointError:
+            if os.path.lexists(path):
+                raise
+            return latest(directory, warn, set_aside, whole)  # a run that goes on has a newer one by now
     if not aside and not last:
         return None
     lost = ", ".join(aside) or f"only a last.json that names {last}"

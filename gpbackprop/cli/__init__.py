@@ -8,6 +8,7 @@ Results go to stdout, progress and log to stderr. Exit codes: 0 ok, 1 internal e
 import os
 import signal
 import sys
+from contextlib import suppress
 
 INTERNAL, USAGE, MEMORY, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 1, 2, 7, 75, 130, 141
 COMPLETE = "_GPBACKPROP_COMPLETE"
@@ -20,16 +21,26 @@ def main() -> None:
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     for number in signals:
         signal.signal(number, _leave)
+    _open_streams()
     code = _run()
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before this program began
-            stream.flush()
+        sys.stdout.flush()
     except OSError:
         code = code or BROKEN_PIPE
-        _point_to_nowhere()
+    _point_to_nowhere()
     for number in signals:  # the work is done: a late Ctrl-C changes nothing
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Give the program the streams that it was begun without, as by `2>&-`.
+
+    A file that is opened later would have their numbers, and what a library says to stderr would be written into it.
+    """
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _leave(number, frame) -> None:
@@ -37,8 +48,13 @@ def _leave(number, frame) -> None:
 
     A batch system that ends the program this early is told the same as later: nothing is lost, start again.
     """
-    os.write(2, b"\ninterrupted\n")
+    _say_interrupted()
     os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+
+
+def _say_interrupted() -> None:
+    with suppress(OSError):  # from a full disk, or a terminal that is gone
+        os.write(2, b"\ninterrupted\n")
 
 
 def _run() -> int:
@@ -60,7 +76,7 @@ def _run() -> int:
     except click.ClickException as error:
         return _say_usage(error)
     except KeyboardInterrupt:
-        os.write(2, b"\ninterrupted\n")
+        _say_interrupted()
         return INTERRUPTED
     except GPError as error:
         return _say(str(error), error.exit_code)
@@ -123,7 +139,7 @@ def _say_usage(error) -> int:
 def _point_to_nowhere() -> None:
     """Python flushes the streams once more when it ends, which would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in sys.stdout, sys.stderr:
         try:
             stream.flush()
         except (OSError, ValueError):

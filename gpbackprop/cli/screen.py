@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -47,26 +47,47 @@ def listen(level: int) -> None:
 
 
 class _Screen(logging.Handler):
-    """Log records as lines on stderr, above a progress bar where there is one."""
+    """Log records as lines on stderr, above a progress bar where there is one.
+
+    Where stderr takes no more (its disk is full, its reader or its terminal is gone), training goes on: that is said
+    once, for the log of the run.
+    """
+
+    refused = False
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
-        if "tqdm" in sys.modules:
-            sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
-        else:
-            note(text)
+        try:
+            if "tqdm" in sys.modules:
+                sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+            else:
+                click.echo(text, err=True)
+        except OSError as error:
+            if not self.refused:
+                self.refused = True
+                why = error.strerror or error
+                logging.getLogger(record.name).warning("stderr: could not be written: %s. Training goes on", why)
 
 
 def result(text: str = "") -> None:
-    """A line of the result."""
-    click.echo(text)
+    """A line of the result. Raises UsageError where stdout takes no more; a reader that went away is another matter."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from gpbackprop.errors import UsageError
+
+        why = error.strerror or error
+        raise UsageError(f"stdout: could not be written: {why}; make room, or lead it elsewhere") from error
 
 
 def note(text: str) -> None:
-    """A line for the reader that is no part of the result."""
-    click.echo(text, err=True)
+    """A line for the reader that is no part of the result; nothing is lost where stderr takes no more."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def error(message: str) -> None:

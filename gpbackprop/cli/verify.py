@@ -67,7 +67,7 @@ def _print(report, is_run: bool) -> None:
         if newest.facts["batch_in_epoch"]:
             done += f" and {newest.facts['batch_in_epoch']} steps"
         screen.result(f"resumes from {newest.path.name} ({done}): gpbackprop resume {shlex.quote(str(report.path))}")
-    elif is_run and report.checkpoints:
+    elif is_run and report.begun:
         screen.result("no checkpoint is whole: copy one back from elsewhere, or train from the start elsewhere")
     elif is_run:
         screen.result(f"no checkpoint yet: gpbackprop resume {shlex.quote(str(report.path))} starts from the beginning")
