@@ -5,6 +5,7 @@ size of the batch, on whether sequences begin with it, and on whether the gradie
 recorded when it comes first.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,20 +27,22 @@ class Steps:
     def __init__(self, run: Pass, optimizer: Optimizer, update: Update, saved_every: int | None = None):
         self.pass_, self.optimizer, self.update = run, optimizer, update
         self.backend = run.network.backend
-        self.saved_every = saved_every or self.backend.probe_every
+        self.saved_every = saved_every or sys.maxsize
         self.kinds: dict[tuple[int, bool, bool], tuple[Closure, Closure]] = {}
-        self.together: dict[int, Closure] = {}
+        self.together: dict[int, Callable[[], int] | None] = {}
 
     def run(self, step: int, step_in_epoch: int, look: Look, most: int = 1) -> int:
         """Do step number `step`, or as many as can be done together, up to `most`; returns how many.
 
         `look(plan, last step)` is asked for the loss at every step whose number is a multiple of `probe_every`, before
-        its update.
+        its update; in a group that watches the loss itself, where it is not finite.
         """
         size = self.pass_.size(step_in_epoch)
-        if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most):
-            self.together[size]()
-            return self.backend.unroll
+        if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most) and (run := self._together(size)):
+            done = run()
+            if done < self.backend.unroll:
+                look(self.pass_.batch(size).plan, step + done + 1)
+            return done
         begins = self.pass_.carried is not None and step_in_epoch % self.pass_.split.windows == 0
         there, back = self._kind(size, begins, (step + 1) % self.update.every == 0)
         there()
@@ -55,15 +58,18 @@ class Steps:
         """
         backend, n = self.backend, self.backend.unroll
         plain = self.pass_.carried is None and self.update.every == 1 and self.update.fixed
-        behind = min(step_in_epoch, (step - 1) % backend.probe_every, step % self.saved_every)
-        until_probe, until_save = -step % backend.probe_every, self.saved_every - step % self.saved_every
-        ahead = min(self.pass_.full - step_in_epoch, until_probe, until_save)
-        if not plain or behind % n or n > min(most, ahead):
-            return False
-        size = self.pass_.size(step_in_epoch)
+        behind = min(step_in_epoch, step % self.saved_every)
+        ahead = min(self.pass_.full - step_in_epoch, self.saved_every - step % self.saved_every)
+        if not backend.watches:
+            behind, ahead = min(behind, (step - 1) % backend.probe_every), min(ahead, -step % backend.probe_every)
+        return plain and behind % n == 0 and n <= min(most, ahead)
+
+    def _together(self, size: int) -> Callable[[], int] | None:
+        """`unroll` steps as one call, which gives how many were done; None where they gain nothing by it."""
         if size not in self.together:
-            self.together[size] = backend.repeat(self._kind(size, False, True), n)
-        return True
+            parts, loss = self._kind(size, False, True), self.pass_.tallies["loss"]
+            self.together[size] = self.backend.repeat(parts, self.backend.unroll, loss)
+        return self.together[size]
 
     def _kind(self, *kind: Any) -> tuple[Closure, Closure]:
         if kind not in self.kinds:

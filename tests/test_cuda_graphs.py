@@ -194,7 +194,7 @@ def test_without_cublaslt_steps_run_without_a_graph_and_the_log_says_why(monkeyp
 def test_a_repeated_step_is_one_graph_of_all_its_launches(fake):
     xp, a = fake.xp, fake.array(np.array([0.0]))
     there, back = (fake.capture([step]) for step in (lambda: xp.add(a, 1, out=a), lambda: xp.multiply(a, 2, out=a)))
-    run = fake.repeat([there, back], 3)
+    run = fake.repeat([there, back], 3, None)
     run()  # the parts are not known yet
     expected = 0.0
     for _ in range(3):

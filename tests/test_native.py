@@ -144,7 +144,7 @@ def test_products_of_any_layout_and_size(kind, operands):
     if part is None:
         return
     expected = np.broadcast_to(a.astype(np.float64) @ b.astype(np.float64), out.shape)
-    native._program([part], operands)[0]()
+    native.Program([part], operands)()
     tolerance = {"f": 2e-5, "d": 1e-13}[out.dtype.char]
     np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
 
@@ -274,6 +274,57 @@ def test_a_compiled_run_that_goes_on_from_any_step_has_the_bits_of_one_that_was_
         rest.restore(half.content())
         rest.fit(2)
         assert rest.network.w.tobytes() == whole.network.w.tobytes()
+
+
+def test_steps_that_are_done_together_have_the_bits_of_one_at_a_time_and_a_resume_is_exact(monkeypatch):
+    seen = []
+
+    class See(gp.Hook):
+        def on_step(self, trainer):
+            seen.append(trainer.step)
+            if len(seen) == 3:
+                trainer.stop()
+
+    half, rest, whole = (trainer(batch_size=20) for _ in range(3))
+    half.fit(2, hooks=[See()])
+    rest.restore(half.content())
+    rest.fit(2)
+    whole.fit(2)
+    assert seen == [16, 32, 48]
+    monkeypatch.setattr(numpy.Compiled, "unroll", 1)
+    each = trained(batch_size=20)
+    assert rest.network.w.tobytes() == whole.network.w.tobytes() == each.network.w.tobytes()
+    assert rest.history == whole.history == each.history
+
+
+def test_long_steps_are_done_one_by_one(monkeypatch):
+    monkeypatch.setattr(native, "SHORT", 10)
+    seen = []
+
+    class See(gp.Hook):
+        def on_step(self, trainer):
+            seen.append(trainer.step)
+
+    trainer(batch_size=20).fit(1, hooks=[See()])
+    assert seen == list(range(1, 73))
+
+
+@pytest.mark.parametrize("at", [0, 5, 21, 36])
+def test_a_loss_that_is_not_finite_is_found_in_its_step_also_among_steps_that_are_done_together(at, monkeypatch):
+    said = []
+    for unroll in (1, 16):
+        monkeypatch.setattr(numpy.Compiled, "unroll", unroll)
+        model, iris = gp.Chain(gp.Dense(5, activation="relu"), gp.Dense(3)), gp.data.load("iris")
+        run = gp.Trainer(
+            model, gp.SoftmaxCrossEntropy(), gp.SGD(0.1), iris, batch_size=4, device="cpu", compile=True, metrics=()
+        )
+        run.training.begin(0, 0, True)
+        iris.splits["train"].inputs[run.training.rows(at)[0, 3]] = np.inf
+        with pytest.raises(gp.errors.NumericalError, match=rf"at step {at + 1} ") as caught:
+            run.fit(1)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "row" in said[0]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

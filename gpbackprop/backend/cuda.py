@@ -138,7 +138,7 @@ class CudaBackend(Backend):
         """One call that runs `steps` in order: as a list of launches the first time, as a CUDA graph after that."""
         return Captured(self.lane, self.tape, steps, self._launches)
 
-    def repeat(self, parts: Sequence[Callable[[], None]], times: int) -> Callable[[], None]:
+    def repeat(self, parts: Sequence[Callable[[], None]], times: int, watched: Array) -> Callable[[], int]:
         return Repeated(self.lane, parts, times)  # type: ignore[arg-type]
 
     def available(self) -> int | None:

@@ -148,14 +148,15 @@ class Repeated:
         self.graph: Any = None
         self.tried = False
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
         if self.graph is None and not self.tried and all(part.capturable for part in self.parts):
             self.tried = True
             launches = [launch for part in self.parts for launch in part.launches or ()]
             self.graph = self.lane.captured(launches * self.times)
         if self.graph is not None:
             self.graph.launch(self.lane.stream)
-            return
+            return self.times
         for _ in range(self.times):
             for part in self.parts:
                 part()
+        return self.times

@@ -28,6 +28,7 @@ class Backend:
     description = "NumPy on the CPU"
     block = 2**19  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
     unroll = 1  # training steps that are started together: one Python call for each costs nothing that counts
+    watches = False  # whether steps that are started together end where the loss is not finite
     rounds = False  # whether a tape rounds otherwise than the calls that were recorded
     probe_every = 1  # steps between two looks at the loss: reading host memory is free
 
@@ -116,36 +117,20 @@ class Backend:
 
         They run as they are the first time, and from the tape after that; from the tape always where it `rounds`.
         """
-        steps = tuple(steps)
-        replayed: Callable[[], None] | None = None
+        return Recorded(self, steps)
 
-        def run() -> None:
-            nonlocal replayed
-            if self.tape.calls is not None:  # part of a step that records
-                as_they_are()
-            elif replayed is not None:
-                replayed()
-            else:
-                calls = self.tape.record(steps, listens=self.rounds)
-                if calls is None:
-                    log.info("xp.%s is called without out=: this step runs as it is, not from a tape", self.tape.lost)
-                replayed = as_they_are if calls is None else self.replay(calls)
-                if self.rounds:  # nothing was done yet
-                    replayed()
+    def repeat(self, parts: Sequence[Callable[[], None]], times: int, watched: Array) -> Callable[[], int] | None:
+        """One call that makes two captured calls in turn, `times` times over, and gives how many times.
 
-        def as_they_are() -> None:
-            for step in steps:
-                step()
+        Where the device `watches`, it stops between the two as soon as an element of `watched` is not finite. None
+        where nothing is gained.
+        """
 
-        return run
-
-    def repeat(self, parts: Sequence[Callable[[], None]], times: int) -> Callable[[], None]:
-        """One call that makes the captured calls `parts` in turn, `times` times over."""
-
-        def run() -> None:
+        def run() -> int:
             for _ in range(times):
                 for part in parts:
                     part()
+            return times
 
         return run
 
@@ -161,13 +146,44 @@ class Backend:
         """Wait until all that was asked for is done."""
 
 
+class Recorded:
+    """One call that runs `steps` in order; `replayed` runs them from the tape, once they have been recorded."""
+
+    def __init__(self, backend: Backend, steps: Sequence[Callable[[], None]]):
+        self.backend, self.tape, self.steps = backend, backend.tape, tuple(steps)
+        self.replayed: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self.replayed is not None and self.tape.calls is None:
+            self.replayed()
+        elif self.tape.calls is not None:  # part of a step that records
+            self._as_they_are()
+        else:
+            replayed = self.record()
+            if self.backend.rounds:
+                replayed()
+
+    def record(self) -> Callable[[], None]:
+        """Write the calls down; where a tape rounds, nothing is done meanwhile."""
+        calls = self.tape.record(self.steps, listens=self.backend.rounds)
+        if calls is None:
+            log.info("xp.%s is called without out=: this step runs as it is, not from a tape", self.tape.lost)
+        self.replayed = self._as_they_are if calls is None else self.backend.replay(calls)
+        return self.replayed
+
+    def _as_they_are(self) -> None:
+        for step in self.steps:
+            step()
+
+
 class Compiled(Backend):
     """The CPU, where the calls of a step that stand for loops are compiled by LLVM, several to a loop.
 
     Rounds sums, and functions such as exp, otherwise than NumPy does: a run is exact as long as it stays with one.
     """
 
-    rounds = True
+    rounds = watches = True
+    unroll = 16  # that Python's part of a small step counts less
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,3 +207,8 @@ class Compiled(Backend):
 
         workers = parallel.threads()
         return parallel.shared(calls, native.compile, workers, CACHE) or native.compile(calls, workers=workers)
+
+    def repeat(self, parts: Sequence[Any], times: int, watched: Array) -> Callable[[], int] | None:
+        from gpbackprop.backend import native
+
+        return native.repeated([part.replayed or part.record() for part in parts], times, watched)

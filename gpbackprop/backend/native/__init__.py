@@ -23,6 +23,7 @@ from gpbackprop.backend.replay import Step
 from gpbackprop.backend.tape import Call
 
 LINE = 64  # elements of some lines of the cache
+SHORT = 2**22  # additions of a step that a call of several steps gains something by
 LEAST = 2**20  # additions of loops that threads share; less is not worth the handing over
 
 
@@ -47,15 +48,15 @@ def assembled(items: Sequence[Group | Call], workers: int = 1) -> Step:
             if len(shares) == 1:
                 program += shares
                 continue
-            done = parallel.together([_program([share], item)[0] for share in shares])
+            done = parallel.together([Program([share], item) for share in shares])
         elif item.name == "gemm" and (part := products.part(item)):
             program.append(part)
             continue
         else:
             done = replay.compile([item])
-        steps += [*_program(program, written), done]
+        steps += [Program(program, written), done] if program else [done]
         program = []
-    steps += _program(program, written)
+    steps += [Program(program, written)] if program else []
     return steps[0] if len(steps) == 1 else replay.in_order(steps)
 
 
@@ -65,7 +66,8 @@ def _shares(item: Loops, workers: int) -> list[Part]:
     cuts = [item.count * n // workers // line * line for n in range(workers)]
     arguments = np.array(item.addresses, np.int64)
     ends = [(start, stop) for start, stop in pairwise([*cuts, item.count]) if stop > start]
-    return [(engine.address(item.source), arguments, start, stop) for start, stop in ends]
+    work = item.work // len(ends)
+    return [Part(engine.address(item.source), arguments, start, stop, work) for start, stop in ends]
 
 
 def _sum_of_rows(call: Call) -> Call | None:
@@ -78,34 +80,74 @@ def _sum_of_rows(call: Call) -> Call | None:
     return Call("sum", np.sum, (b,), out, {"axis": 1, "keepdims": True})
 
 
-def _program(parts: Sequence[Part], memory: Any) -> list[Step]:
-    """One call of all parts, which work on what is in `memory`; none where there are no parts."""
-    if not parts:
-        return []
-    rows = np.array([(function, arguments.ctypes.data, *ends) for function, arguments, *ends in parts], np.int64)
-    run, start, count = _runner(), rows.ctypes.data, len(rows)
+class Program:
+    """One call of all `parts`, which work on what is in `memory`."""
 
-    def step() -> None:
-        run(start, count)
+    def __init__(self, parts: Sequence[Part], memory: Any):
+        self.parts, self.memory = parts, memory
+        lines = [(part.function, part.arguments.ctypes.data, part.begin, part.end) for part in parts]
+        self.rows = np.array(lines, np.int64)
+        self.place, self.count, self.run = self.rows.ctypes.data, len(self.rows), _runner()
 
-    step.kept = rows, parts, memory  # type: ignore[attr-defined]  # as long as the step
-    return [step]
+    def __call__(self) -> None:
+        self.run(self.place, self.count)
+
+    @property
+    def work(self) -> int:
+        return sum(part.work for part in self.parts)
 
 
-@cache
-def _runner() -> Callable[[int, int], None]:
-    """What runs `count` rows (function, arguments, begin, end) at an address."""
-    module = ir.Module()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64]), "gpb_run")
-    b = ir.IRBuilder(function.append_basic_block())
-    rows, count = function.args
+def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable[[], int] | None:
+    """One call of two steps in turn, `times` times over, and how often that was.
+
+    It ends between the two as soon as an element of `watched`, of float64, is not finite. None where the steps are
+    long, or not a program each.
+    """
+    programs = [step for step in steps if isinstance(step, Program)]
+    if len(programs) != len(steps) or sum(program.work for program in programs) > SHORT:
+        return None
+    run, places = _repeater(), [(program.place, program.count) for program in programs]
+    return lambda: run(*places[0], *places[1], watched.ctypes.data, watched.size, times)
+
+
+def _run(b: ir.IRBuilder, rows: Any, count: Any) -> None:
+    """Call what `count` rows (function, arguments, begin, end) say."""
     with emit.loop(b, I64(0), count) as i:
         function, *values = (
             b.load(b.gep(rows, [b.add(b.mul(i, I64(4)), I64(n))], source_etype=I64), typ=kind)
             for n, kind in enumerate((ir.PointerType(SIGNATURE), POINTER, I64, I64))
         )
         b.call(function, values)
+
+
+@cache
+def _runner() -> Callable[[int, int], None]:
+    """What runs `count` rows at an address."""
+    function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [POINTER, I64]), "gpb_run")
+    b = ir.IRBuilder(function.append_basic_block())
+    _run(b, *function.args)
     b.ret_void()
-    source = str(module)
-    engine.build([("gpb_run", source)])
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine.address(source))
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine.built("gpb_run", str(b.module)))
+
+
+@cache
+def _repeater() -> Callable[..., int]:
+    """What runs two programs in turn until a number at an address is not finite, and gives how often."""
+    program = [POINTER, I64]
+    function = ir.Function(ir.Module(), ir.FunctionType(I64, [*program, *program, *program, I64]), "gpb_repeat")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    there, back, (numbers, size, times) = function.args[:2], function.args[2:4], function.args[4:]
+    zero, finite = ir.Constant(ir.DoubleType(), 0.0), emit.variable(b, ir.IntType(1)(1))
+    with emit.loop(b, I64(0), times) as done:
+        _run(b, *there)
+        with emit.loop(b, I64(0), size) as i:
+            number = b.load(b.gep(numbers, [i], source_etype=ir.DoubleType()), typ=ir.DoubleType())
+            same = b.fcmp_ordered("==", b.fsub(number, number), zero)  # infinity less infinity is no number
+            b.store(b.and_(same, b.load(finite, typ=ir.IntType(1))), finite)
+        with b.if_then(b.not_(b.load(finite, typ=ir.IntType(1)))):
+            b.ret(done)
+        _run(b, *back)
+    b.ret(times)
+    kinds = [ctypes.c_void_p, ctypes.c_int64]
+    address = engine.built("gpb_repeat", str(b.module))
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *kinds * 3, ctypes.c_int64)(address)

@@ -28,6 +28,12 @@ def build(functions: Sequence[tuple[str, str]]) -> None:
     _compiled.update({source: engine.get_function_address(name) for source, name in new.items()})
 
 
+def built(name: str, source: str) -> int:
+    """The address of one function."""
+    build([(name, source)])
+    return _compiled[source]
+
+
 def address(source: str) -> int:
     """Where a function is that was built."""
     return _compiled[source]

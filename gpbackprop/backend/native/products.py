@@ -11,6 +11,7 @@ computes some elements a second time.
 
 import ctypes
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,16 @@ SIGNATURE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64])  # of what a pro
 ROW, TRANSPOSED, PLAIN = 101, 112, 111  # of CBLAS
 SMALL = 2**20  # multiplications of a product that loops of our own do
 
-Part = tuple[int, np.ndarray, int, int]  # a function, its arguments, begin and end
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A call of the function at an address with `arguments`, begin and end; `work` is what it costs, in additions."""
+
+    function: int
+    arguments: np.ndarray
+    begin: int
+    end: int
+    work: int
 
 
 def part(call: Call) -> Part | None:
@@ -48,9 +58,9 @@ def _small(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Part | None:
     if m * n * j > SMALL or not beside or "fma" not in engine.features():
         return None
     steps = [tuple(step // size for step in _steps(x, len(out))) for x in (a, b, out)]
-    name, source = _tiles(out.dtype.name, m, n, j, *steps)
-    engine.build([(name, source)])
-    return engine.address(source), np.array([address(x) for x in (a, b, out)], np.int64), 0, len(out)
+    where = engine.built(*_tiles(out.dtype.name, m, n, j, *steps))
+    places = np.array([address(x) for x in (a, b, out)], np.int64)
+    return Part(where, places, 0, len(out), out.size * j)
 
 
 def _steps(x: np.ndarray, members: int) -> tuple[int, ...]:
@@ -119,7 +129,8 @@ def _large(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Part | None:
     sizes = [*out.shape[1:], a.shape[2], left[1], right[1], result[1]]
     flags = [TRANSPOSED if side[0] else PLAIN for side in (left, right)]
     steps = [side[2] * out.itemsize for side in (left, right, result)]
-    return found, np.array([*flags, *sizes, *steps, *places], np.int64), 0, members
+    arguments = np.array([*flags, *sizes, *steps, *places], np.int64)
+    return Part(found, arguments, 0, members, out.size * a.shape[2])
 
 
 @cache
@@ -156,9 +167,7 @@ def _multiplier(dtype: np.dtype, where: int, bits: int) -> int:
         values = [I32(ROW), *flags, m, n, j, one, first, leads[0], second, leads[1], zero, out, leads[2]]
         emit.called(b, where, ir.VoidType(), values)
     b.ret_void()
-    source = str(module)
-    engine.build([(name, source)])
-    return engine.address(source)
+    return engine.built(name, str(module))
 
 
 def _multiplies(dtype: np.dtype, function: int) -> bool:
