@@ -58,7 +58,9 @@ _CNN = (
 NETWORKS = {
     "784-30-10, batch 10": Network(**_FIRST, steps=1000, rows=60000),
     "784-128-64-10, batch 64": Network(_perceptron(128, 64), 64, steps=300, rows=59904),
-    "784-512-512-10, batch 128": Network(_perceptron(512, 512), 128, steps=50, rows=59904),
+    "784-512-512-10, batch 128": Network(
+        _perceptron(512, 512), 128, steps=50, rows=59904, optimizer=gp.SGD(0.005)
+    ),
     "784-512-512-10, batch 128, Adam": Network(
         _perceptron(512, 512), 128, steps=50, rows=59904, optimizer=gp.Adam(3e-5)
     ),
