@@ -38,6 +38,8 @@ class Steps:
         its update; in a group that watches the loss itself, where it is not finite.
         """
         size = self.pass_.size(step_in_epoch)
+        if self.pass_.portions:
+            most = min(most, self.pass_.turn(step_in_epoch) // size)
         if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most) and (run := self._together(size)):
             done = run()
             if done < self.backend.unroll:
