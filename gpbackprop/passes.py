@@ -62,7 +62,7 @@ class Pass:
         steps = network.row_shape[:1]
         self.split = split if preparation.input_shape[:1] == steps else split.cut(*steps)
         xp = network.backend.xp
-        make = xp.zeros if network.w is not None else partial(phantom, xp)
+        make = network.backend.zeros if network.w is not None else partial(phantom, xp)
         self.portions = self._portions(batch_size)
         self.feed = Feed(network.backend, self.split, preparation, augment, self.portions, make)
         self.tallies: dict[str, Array] = {}

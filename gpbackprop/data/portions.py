@@ -122,12 +122,12 @@ class Tables:
             self._reading = self._begin(following)
 
     def _bring(self, place: Place) -> None:
+        if self._reading is not None:
+            self._reading.wait()
+        if self._reading is None or self._reading.place != place or not self._reading.done:
+            self._reading = self._begin(place)
+            self._reading.wait()
         reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.wait()
-        if reading is None or reading.place != place:
-            reading = self._begin(place)
-            reading.wait()
         if reading.error is not None:
             raise reading.error
         self.half, self.place, self.numbers = 1 - self.half, place, reading.numbers
@@ -147,15 +147,17 @@ class Tables:
         for wait in self._landed[half]:
             wait()
         self._landed[half].clear()
-        return _Reading(place, self.portions.of(*place), self.columns, self._landings[half])
+        return _Reading(place, self.portions, self.columns, self._landings[half])
 
 
 class _Reading:
-    """A thread that reads the rows `numbers` of some columns into host memory."""
+    """A thread that reads a portion, of which the rows are `numbers` in the end, into host memory."""
 
-    def __init__(self, place: Place, numbers: np.ndarray, columns: dict[str, Any], into: dict[str, np.ndarray]):
-        self.place, self.numbers, self.columns, self.into = place, numbers, columns, into
+    def __init__(self, place: Place, portions: Portions, columns: dict[str, Any], into: dict[str, np.ndarray]):
+        self.place, self.portions, self.columns, self.into = place, portions, columns, into
+        self.numbers = portions.index[:0]
         self.error: Exception | None = None
+        self.done = False  # a fork leaves its thread behind, which has ended then
         self.thread: threading.Thread | None = threading.Thread(target=self._read, name="reader of a portion")
         try:
             self.thread.start()
@@ -169,6 +171,7 @@ class _Reading:
 
     def _read(self) -> None:
         try:
+            self.numbers = self.portions.of(*self.place)
             for name, column in self.columns.items():
                 out = self.into[name][: len(self.numbers)]
                 if isinstance(column, Stored):
@@ -177,3 +180,4 @@ class _Reading:
                     np.take(column, self.numbers, axis=0, out=out, mode="clip")
         except Exception as error:  # the thread that trains shall hear of it
             self.error = error
+        self.done = True

@@ -109,10 +109,10 @@ def load(
     """
     data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
     folder = Path(base or ".")
-    known, parts = _read(data, folder, limit(data, device))
+    most = limit(data, device)
+    known, parts = _read(data, folder, most)
     for part in parts.values():
-        if isinstance(part.inputs, Stored):
-            expect_streamable(data, part.kind, part.where)
+        expect_streamable(data, part)
     parts = {name: _as_series(part, data) for name, part in parts.items()}
     reconstructs = data.task == "reconstruction"
     if reconstructs:
@@ -172,7 +172,6 @@ def load(
         splits["test"] = _whole(preparation, parts["test"], data.missing, dtype)
     for name in ("validation", "test"):
         if isinstance(path := getattr(data, name), str):
-            most = limit(data, device)
             splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing, dtype, most)
     if said := stream(data.stream, data.seed):
         splits = {name: dataclasses.replace(split, stream=said) for name, split in splits.items()}

@@ -9,6 +9,7 @@ from pydantic import PlainValidator
 from gpbackprop.backend import Backend, memory
 from gpbackprop.data.portions import Stream
 from gpbackprop.data.stored import Stored
+from gpbackprop.data.table import Raw
 from gpbackprop.errors import ConfigError
 
 USUAL = "64 MB"
@@ -29,9 +30,9 @@ Said = Annotated[bool | str, PlainValidator(_said)]
 
 def stream(said: bool | str, seed: int) -> Stream | None:
     """How a split is read where `stream` says so in the end: not at all in portions, or in those of a size."""
-    if not isinstance(said, str):
+    if said is False or said == "auto":
         return None
-    number, unit = said.split()
+    number, unit = str(said).split()
     return Stream(int(number) * _UNITS[unit], seed)
 
 
@@ -76,18 +77,27 @@ def too_large(inputs: np.ndarray, device: Backend | None) -> bool:
     return room is not None and inputs.nbytes > room // 2
 
 
-def expect_streamable(data, kind: str, where: str) -> None:
-    """Raise ConfigError where the rows of a file cannot be read in portions."""
-    said = f"data.stream = {data.stream!r}: reads {where} in portions, but "
+def expect_streamable(data, raw: Raw) -> None:
+    """Raise ConfigError where inputs lie in a file and cannot be read in portions."""
+    table = raw.inputs
+    if not isinstance(table, Stored):
+        return
+    said = f"data.stream = {data.stream!r}: reads the rows of {raw.where} in portions, but"
     if data.window:
-        raise ConfigError(f"{said}data.window makes windows over a series in memory; set data.stream = false")
+        raise ConfigError(f"{said} data.window makes windows over a series in memory; set data.stream = false")
     if data.missing == "drop":
         raise ConfigError(
-            f'{said}data.missing = "drop" looks for rows to leave out in memory; set data.stream = false, or '
-            'leave such rows out of the file and say missing = "error"'
+            f'{said} data.missing = "drop" looks in memory for rows to leave out; set data.stream = false, or leave '
+            "them out of the file and data.missing out of the config"
         )
-    if kind == "sequences" and data.normalize != "none":
+    if raw.kind == "sequences" and data.normalize != "none":
         raise ConfigError(
-            f'{said}data.normalize = "{data.normalize}" of rows with lengths is computed in memory; set '
-            'data.stream = false or data.normalize = "none"'
+            f"{said} data.normalize = {data.normalize!r} of rows with lengths is computed in memory; set "
+            'data.stream = false, or data.normalize = "none"'
+        )
+    size = (stream(data.stream, 0) or Stream()).size
+    if (chunk := table.nbytes // len(table) * table.chunk) > size:
+        raise ConfigError(
+            f"{said} its chunks of {table.chunk} rows, which are read as a whole, have {chunk / 1e6:.0f} MB, more than "
+            f'a portion; say data.stream = "{-(-chunk // 10**6)} MB" or more, or write the file with smaller chunks'
         )
