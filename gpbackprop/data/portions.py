@@ -88,14 +88,16 @@ def order_within(rows: int, seeds: Sequence[int], epoch: int, number: int, shuff
 
 class Tables:
     """The columns of a streamed split on the device, `tables[name]` (2 rows, ...): room for two portions, one that the
-    network sees and one that a thread reads meanwhile.
+    network sees and one that a thread reads meanwhile. Where one portion is all, there is room for that.
 
-    One portion is read ahead, never more, and its thread ends with it. What it fails with comes out of `turn`.
+    One portion is read ahead, never more, and its thread ends with it. On a device the thread fills pinned memory; the
+    copy from there is queued behind the steps on the portion before.
     """
 
     def __init__(self, backend: Backend, columns: dict[str, Any], portions: Portions, make: Callable[..., Array]):
         self.backend, self.columns, self.portions = backend, columns, portions
-        self.tables = {name: make((2 * portions.rows, *x.shape[1:]), x.dtype) for name, x in columns.items()}
+        rows = portions.rows * min(2, portions.count)
+        self.tables = {name: make((rows, *x.shape[1:]), x.dtype) for name, x in columns.items()}
         self.half, self.numbers = 1, portions.index[:0]  # what the network sees, and the numbers of its rows
         self.place: Place | None = None
         self._landings: list[dict[str, np.ndarray]] = []
@@ -138,11 +140,10 @@ class Tables:
 
     def _begin(self, place: Place) -> "_Reading":
         """Start to read a portion into the host memory of the half that nobody looks at."""
-        if not self._landings:
-            halves = (slice(0, self.portions.rows), slice(self.portions.rows, None))
-            self._landings = [
-                {name: self.backend.landing(table[half]) for name, table in self.tables.items()} for half in halves
-            ]
+        rows = self.portions.rows
+        for start in range(0, min(2, self.portions.count) * rows, rows) if not self._landings else ():
+            halves = {name: table[start : start + rows] for name, table in self.tables.items()}
+            self._landings.append({name: self.backend.landing(half) for name, half in halves.items()})
         half = 1 - self.half
         for wait in self._landed[half]:
             wait()
