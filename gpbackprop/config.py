@@ -214,12 +214,12 @@ def _key(lead: str) -> tuple[str, ...] | None:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The dotted paths at which a config differs from the one of a run, with what each of them says.
+    """The dotted paths at which two configs differ, with what each of them says.
 
-    What was left to the machine, it has decided for the run.
+    What is left to the machine in one of them is not different from what it has decided in the other.
     """
-    if a.data.stream == "auto":
-        a = dataclasses.replace(a, data=dataclasses.replace(a.data, stream=b.data.stream))
+    if "auto" in (a.data.stream, b.data.stream):
+        a, b = (dataclasses.replace(each, data=dataclasses.replace(each.data, stream="auto")) for each in (a, b))
     one, other = _leaves(to_table(a)), _leaves(to_table(b))
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return [f"{key}: {one.get(key, 'not given')!r}, not {other.get(key, 'not given')!r}" for key in keys]

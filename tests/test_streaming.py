@@ -20,7 +20,7 @@ import gpbackprop as gp
 from gpbackprop import passes, sizes
 from gpbackprop.backend import select
 from gpbackprop.cli.group import cli
-from gpbackprop.config import parse
+from gpbackprop.config import differences, parse
 from gpbackprop.data import stored, streaming
 from gpbackprop.data.arrays import read_hdf5
 from gpbackprop.data.batches import order
@@ -384,6 +384,15 @@ def test_auto_streams_what_is_larger_than_half_of_what_is_free_and_a_run_keeps_t
     (tmp_path / "c.toml").write_text(CONFIG.format(rows=rows, stream='"auto"'))
     line = ["train", str(tmp_path / "c.toml"), "--run-dir", str(tmp_path / "run"), "--resume", "-q", "--device", "cpu"]
     assert not CliRunner().invoke(cli, line, standalone_mode=False, catch_exceptions=False).return_value
+
+
+def test_what_is_left_to_the_machine_is_not_different_from_what_it_decided():
+    auto, true, false, large = (
+        parse(CONFIG.format(rows="rows.h5", stream=said), "c.toml") for said in ('"auto"', "true", "false", '"1 GB"')
+    )
+    assert differences(auto, true) == differences(true, auto) == differences(false, auto) == []
+    assert differences(true, large) == ["data.stream: '64 MB', not '1 GB'"]
+    assert differences(false, true) == ["data.stream: False, not '64 MB'"]
 
 
 def test_true_is_the_usual_size_and_what_is_no_size_is_refused():
