@@ -46,7 +46,7 @@ class Model:
         targets = np.zeros((n, *shape[:-1]), np.int64) if self.classes else np.zeros((n, *shape))
         if self.network.lengths and lengths is None:
             lengths = np.full(n, self.preparation.row_shape[0])
-        streamed = isinstance(inputs, Stored) or too_large(inputs, self.network.backend)
+        streamed = isinstance(inputs, Stored) or too_large(inputs.nbytes, self.network.backend)
         split = Split(inputs, targets, None, np.arange(n), lengths, stream=Stream() if streamed else None)
         y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
         return self.preparation.in_raw_units(y)

@@ -128,6 +128,9 @@ def _advice(measured: Callable[[int | None], Sizes], batch: int, room: int) -> s
             above = middle
     if fits:
         return f"the largest batch that fits has {fits} rows: --set train.batch_size={fits}"
+    least = measured(1)
+    if least.network.backend.name != "cpu" and least.total - least.data <= room:
+        return "not even a batch of one row fits beside the data; with data.stream = true they come in portions"
     return "not even a batch of one row fits; make the model or the population smaller, or take a larger machine"
 
 

@@ -25,7 +25,7 @@ from gpbackprop.data import stored, streaming
 from gpbackprop.data.arrays import read_hdf5
 from gpbackprop.data.batches import order
 from gpbackprop.data.portions import Portions, Stream, block_rows, order_within
-from gpbackprop.errors import ConfigError, DataError
+from gpbackprop.errors import ConfigError, DataError, OutOfMemoryError
 from gpbackprop.run import Run
 
 RNG = np.random.default_rng(3)
@@ -654,11 +654,21 @@ def test_steps_that_go_to_a_device_together_end_with_the_portion(rows, fake):
 def test_a_table_in_memory_that_does_not_fit_the_device_is_sent_in_portions(rows, fake):
     config = parse(CONFIG.format(rows=npz(rows), stream='"auto"'), "c.toml")
     assert config.trainer("cuda").data.source.stream is False
-    fake.free = 2 * X.nbytes - 2
+    fake.free = 4 * X.nbytes  # each of two splits has the table on the device
+    assert gp.data.load(config.data, device=select("cuda")).source.stream is False
+    fake.free -= 1
     data = gp.data.load(config.data, device=select("cuda"))
     assert data.source.stream == "64 MB"
     assert isinstance(data.splits["train"].inputs, np.ndarray)
     assert gp.data.load(config.data, device=select("cpu")).source.stream is False
+
+
+def test_data_that_fill_a_device_are_told_of_portions(rows, fake):
+    data = load(npz(rows), stream=False)
+    fake.free = 40_000  # three splits over a table of 12 kB, and 30 kB of all else
+    with pytest.raises(OutOfMemoryError, match=r"beside the data; with data\.stream = true they come in portions"):
+        trainer(data, device="cuda")
+    trainer(load(npz(rows)), device="cuda")
 
 
 def test_a_model_on_a_device_predicts_rows_that_do_not_fit_it(rows, fake, tmp_path):

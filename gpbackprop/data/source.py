@@ -157,7 +157,7 @@ def load(
         x = x.astype(np.uint8, copy=False)
     if reconstructs:
         targets = x
-    data = dataclasses.replace(data, stream=settled(data, x, device))
+    data = dataclasses.replace(data, stream=settled(data, x, len(rows), device))
     how = (data.normalize, data.normalize_targets)
     if data.folds:
         known_classes = None if stratify is None else stratify[rows["train"]]

@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import PlainValidator
 
 from gpbackprop.backend import Backend, memory
@@ -64,17 +63,20 @@ def half_free(device: Backend | None) -> int | None:
     return min((room // 2 for room in rooms if room is not None), default=None)
 
 
-def settled(data, inputs: Any, device: Backend | None) -> bool | str:
-    """What `stream` says in the end: "auto" is true for inputs in a file, and for those too large for a device."""
+def settled(data, inputs: Any, splits: int, device: Backend | None) -> bool | str:
+    """What `stream` says in the end. "auto" is the usual size for inputs that lie in a file, and for those that a device
+    has no room for; there every split has a table of its own.
+    """
     if data.stream != "auto":
         return data.stream
-    return USUAL if isinstance(inputs, Stored) or (too_large(inputs, device) and not data.folds) else False
+    large = isinstance(inputs, Stored) or (not data.folds and too_large(inputs.nbytes * splits, device))
+    return USUAL if large else False
 
 
-def too_large(inputs: np.ndarray, device: Backend | None) -> bool:
-    """Whether inputs in memory are more than half of what is free on a device that has memory of its own."""
+def too_large(size: int, device: Backend | None) -> bool:
+    """Whether so many bytes are more than half of what is free on a device that has memory of its own."""
     room = None if device is None or device.name == "cpu" else device.available()
-    return room is not None and inputs.nbytes > room // 2
+    return room is not None and size > room // 2
 
 
 def expect_streamable(data, raw: Raw) -> None:
