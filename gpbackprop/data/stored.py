@@ -108,12 +108,20 @@ class Stored:
 
 
 def blocks(table: Any, rows: np.ndarray | None, size: int) -> Iterator[np.ndarray]:
-    """The rows `rows`, or all, of an array or a table in a file, `size` at a time; from a file come more at once."""
-    once = size
-    if isinstance(table, Stored):
-        once *= max(1, table.at_once // size)
-    for start in range(0, len(table) if rows is None else len(rows), once):
-        chosen = slice(start, start + once)
-        read = table[chosen if rows is None else rows[chosen]]
-        for first in range(0, len(read), size):
-            yield read[first : first + size]
+    """The rows `rows`, or all, of an array or a table in a file, `size` at a time.
+
+    From a file come more at once, into memory that the next ones use again: a block is to be used before that.
+    """
+    count = len(table) if rows is None else len(rows)
+    if not isinstance(table, Stored):
+        for start in range(0, count, size):
+            chosen = slice(start, start + size)
+            yield table[chosen if rows is None else rows[chosen]]
+        return
+    once = size * max(1, table.at_once // size)
+    room = np.empty((min(once, count), *table.shape[1:]), table.dtype)
+    for start in range(0, count, once):
+        stop = min(start + once, count)
+        table.read(np.arange(start, stop) if rows is None else rows[start:stop], room[: stop - start])
+        for first in range(0, stop - start, size):
+            yield room[first : min(first + size, stop - start)]

@@ -64,8 +64,8 @@ def half_free(device: Backend | None) -> int | None:
 
 
 def settled(data, inputs: Any, splits: int, device: Backend | None) -> bool | str:
-    """What `stream` says in the end. "auto" is the usual size for inputs that lie in a file, and for those that a device
-    has no room for; there every split has a table of its own.
+    """What `stream` says in the end: "auto" is the usual size for inputs in a file, and for those that a device has no
+    room for, where every split has a table of its own.
     """
     if data.stream != "auto":
         return data.stream
