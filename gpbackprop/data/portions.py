@@ -96,11 +96,14 @@ class Tables:
 
     def __init__(self, backend: Backend, columns: dict[str, Any], portions: Portions, make: Callable[..., Array]):
         self.backend, self.columns, self.portions = backend, columns, portions
-        rows = portions.rows * min(2, portions.count)
+        rows, size = portions.rows * min(2, portions.count), portions.rows
         self.tables = {name: make((rows, *x.shape[1:]), x.dtype) for name, x in columns.items()}
         self.half, self.numbers = 1, portions.index[:0]  # what the network sees, and the numbers of its rows
         self.place: Place | None = None
-        self._landings: list[dict[str, np.ndarray]] = []
+        self._landings = [
+            {name: backend.landing(table[start : start + size]) for name, table in self.tables.items()}
+            for start in range(0, rows, size)
+        ]
         self._landed: list[list[Callable[[], None]]] = [[], []]
         self._reading: _Reading | None = None
 
@@ -140,10 +143,6 @@ class Tables:
 
     def _begin(self, place: Place) -> "_Reading":
         """Start to read a portion into the host memory of the half that nobody looks at."""
-        rows = self.portions.rows
-        for start in range(0, min(2, self.portions.count) * rows, rows) if not self._landings else ():
-            halves = {name: table[start : start + rows] for name, table in self.tables.items()}
-            self._landings.append({name: self.backend.landing(half) for name, half in halves.items()})
         half = 1 - self.half
         for wait in self._landed[half]:
             wait()

@@ -39,7 +39,7 @@ class Source:
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"{self.path}: rows {start} to {stop - 1} of {self.dataset.name!r} cannot be read ({error}); "
-                "bring the file back as it was, then go on with `gpbackprop resume`"
+                "bring the file back as it was; a run then goes on by `gpbackprop resume`"
             ) from error
 
 
