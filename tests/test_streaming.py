@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import gpbackprop as gp
@@ -93,9 +93,8 @@ def trained(*arguments, **settings):
 )
 def test_the_portions_of_an_epoch_hold_each_row_once_in_whole_batches(n, batch, size, kept, seed):
     index = np.flatnonzero(np.random.default_rng(seed).random(n) <= kept)
-    if not len(index):
-        return
-    portions = Portions(X[:n] if n <= len(X) else X, index, batch, Stream(size, seed))
+    assume(len(index))
+    portions = Portions(X[:n], index, batch, Stream(size, seed))
     for shuffle in (True, False):
         parts = [portions.of(3, number, shuffle) for number in range(portions.count)]
         assert all(len(part) == portions.rows and len(part) % batch == 0 for part in parts[:-1])
@@ -526,6 +525,22 @@ def test_readers_end_with_what_they_read_and_training_does_without_a_thread(rows
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert bits(trained(load(rows))) == bits(run)
+
+
+def test_what_a_reader_did_not_end_is_read_again(rows):
+    """As after a fork, which leaves the thread behind."""
+
+    class Fork(gp.Hook):
+        def on_step(self, run):
+            if run.step == 3:
+                reading = run.training.feed.streamed._reading
+                reading.wait()
+                reading.into["inputs"][:] = np.nan
+                reading.done = False
+
+    whole, run = trained(load(rows)), trainer(load(rows))
+    run.fit(hooks=[Fork()])
+    assert bits(run) == bits(whole)
 
 
 def test_a_portion_is_read_while_the_one_before_is_trained_on(rows, monkeypatch):
