@@ -71,6 +71,7 @@ class Pass:
         self.full, self.rest = divmod(len(split), batch_size)
         self.steps = (self.full + bool(self.rest)) * self.split.windows
         rows = self.portions.rows if self.portions else len(split) * self.split.windows
+        self.stretch = -(-rows // batch_size) if self.portions else self.steps  # the steps until a portion ends
         self._epoch, self._number, self._shuffle = 0, -1, False  # of the portion in the tables
         self.order, self.position = make((network.K, rows), np.int64), xp.zeros(1, np.int64)
         self.batches: dict[int, Batch] = {}
@@ -147,29 +148,26 @@ class Pass:
         backend.stage(order(self.split, self.batch_size, self.network.seeds, epoch, shuffle), self.order)
         self.position.fill(self._place(step))
 
-    def turn(self, step: int) -> int:
+    def turn(self, step: int) -> None:
         """Where rows come in portions: have that of step number `step` of this epoch lie in the tables.
 
-        The next one, that of the next epoch after the last of a training, is read meanwhile. Returns how many rows lie
-        there from the step on. Raises what reading the portion failed with.
+        The next one, that of the next epoch after the last of a training, is read meanwhile. Raises what reading the
+        portion failed with.
         """
-        tables = self.feed.streamed
-        if tables is None:
-            return self.order.shape[1] - self._place(step)
-        number, within = divmod(self._place(step), tables.portions.rows)
-        if number != self._number:
-            place, last = tables.portions.place, number + 1 == tables.portions.count
-            following: Place | None = place(self._epoch, number + 1, self._shuffle)
-            if last:
-                following = place(self._epoch + 1, 0, self._shuffle) if self.training else None
-            tables.turn(place(self._epoch, number, self._shuffle), following)
-            count, order = len(tables.numbers), np.zeros(self.order.shape, np.int64)
-            within_it = order_within(count, self.network.seeds, self._epoch, number, self._shuffle)
-            np.add(tables.start, within_it, out=order[:, :count])
-            self.network.backend.stage(order, self.order)
-            self.position.fill(within)
-            self._number = number
-        return len(tables.numbers) - within
+        tables, number = self.feed.streamed, step // self.stretch
+        if tables is None or number == self._number:
+            return
+        place, last = tables.portions.place, number + 1 == tables.portions.count
+        following: Place | None = place(self._epoch, number + 1, self._shuffle)
+        if last:
+            following = place(self._epoch + 1, 0, self._shuffle) if self.training else None
+        tables.turn(place(self._epoch, number, self._shuffle), following)
+        count, order = len(tables.numbers), np.zeros(self.order.shape, np.int64)
+        within = order_within(count, self.network.seeds, self._epoch, number, self._shuffle)
+        np.add(tables.start, within, out=order[:, :count])
+        self.network.backend.stage(order, self.order)
+        self.position.fill(step % self.stretch * self.batch_size)
+        self._number = number
 
     def rows(self, step: int) -> np.ndarray:
         """The numbers (K, batch) of the rows of the data that step number `step` of this epoch takes."""
