@@ -174,6 +174,13 @@ def test_a_member_of_a_population_has_the_bits_of_the_network_alone(rows):
     assert alone.network.w.tobytes() != trained(load(rows, seed=1, validation=0.0, test=0.0)).network.w.tobytes()
 
 
+def test_compiled_steps_see_each_portion(rows, monkeypatch):
+    pytest.importorskip("llvmlite", reason="steps are compiled by the package llvmlite (extra: compile)")
+    streamed = trained(load(rows), compile=True, batch_size=4)
+    monkeypatch.setattr(passes, "order", the_order_of(streamed))
+    assert bits(streamed) == bits(trained(load(npz(rows), stream=False), compile=True, batch_size=4))
+
+
 def test_every_step_is_one_to_go_on_from(rows):
     class Keep(gp.Hook):
         def on_step(self, run):
