@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from gpbackprop import layers as _layers  # noqa: F401  finds every layer
-from gpbackprop.backend import Backend
+from gpbackprop.backend import Backend, select
 from gpbackprop.data import Data, Dataset, load
 from gpbackprop.data.catalog import CATALOG, entry
 from gpbackprop.errors import ConfigError, DataError
@@ -76,17 +76,24 @@ class Config:
 
     def trainer(self, device: str | Backend = "auto", data: Dataset | None = None) -> Trainer:
         """The trainer of this run, on its own data unless others are given."""
+        backend = select(device) if isinstance(device, str) else device
         return Trainer(
             Chain(*self.model),
             self.loss,
             self.optimizer,
-            data or load(self.data, dtype=self.train.dtype),
+            data or load(self.data, dtype=self.train.dtype, device=backend),
             seed=self.seed,
             population=self.population,
-            device=device,
+            device=backend,
             name=self.name,
             **{field.name: getattr(self.train, field.name) for field in dataclasses.fields(self.train)},
         )
+
+    def settled(self, data: Dataset) -> "Config":
+        """The config of this run with what the machine has decided: whether these data, its own, are streamed."""
+        if data.source is None:
+            return self
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, stream=data.source.stream))
 
     def member(self, k: int) -> "Config":
         """The config of member `k` of the population alone, with its seed, its fold and its entries of lists."""
@@ -207,7 +214,12 @@ def _key(lead: str) -> tuple[str, ...] | None:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The dotted paths at which two configs differ, with what each of them says."""
+    """The dotted paths at which two configs differ, with what each of them says.
+
+    What is left to the machine in one of them is not different from what it has decided in the other.
+    """
+    if "auto" in (a.data.stream, b.data.stream):
+        a, b = (dataclasses.replace(each, data=dataclasses.replace(each.data, stream="auto")) for each in (a, b))
     one, other = _leaves(to_table(a)), _leaves(to_table(b))
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return [f"{key}: {one.get(key, 'not given')!r}, not {other.get(key, 'not given')!r}" for key in keys]

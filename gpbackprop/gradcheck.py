@@ -122,8 +122,7 @@ def check(
     )  # fmt: skip
     if data.preparation.folds:
         data = folds.alone(data, 0)
-    first = replace(data.splits["train"], index=data.splits["train"].index[:rows])
-    few = replace(data, splits={"train": first})
+    few = replace(data, splits={"train": data.splits["train"].take(slice(rows))})
     trainer = Trainer(model, loss, SGD(0.0), few, seed=seed, device=Backend(), **vars(settings))
     return _Bench(trainer, tolerance, random).report()
 

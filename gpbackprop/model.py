@@ -9,6 +9,9 @@ from gpbackprop import checkpoint
 from gpbackprop.backend import Backend, select
 from gpbackprop.config import Config, parse
 from gpbackprop.data import Preparation, Split
+from gpbackprop.data.portions import Stream
+from gpbackprop.data.stored import Stored
+from gpbackprop.data.streaming import too_large
 from gpbackprop.errors import CheckpointError, ConfigError, UsageError
 from gpbackprop.layers.combine import Chain
 from gpbackprop.passes import Evaluation, Row
@@ -30,11 +33,12 @@ class Model:
         """The class names, () for regression."""
         return self.preparation.classes
 
-    def outputs(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    def outputs(self, inputs: np.ndarray | Stored, lengths: np.ndarray | None = None) -> np.ndarray:
         """The outputs (K, N, outputs...) for N prepared rows `inputs` (N, *row_shape), not normalised yet.
 
         `lengths` (N,) are those of rows that are sequences with lengths; without them every step counts. Targets that
-        were normalised for training come back in their own units.
+        were normalised for training come back in their own units. Rows in a file, and those that are too large for the
+        device, come in portions.
         """
         n, shape = len(inputs), self.network.output_shape
         if self.network.row_shape != self.preparation.input_shape:  # a window of it
@@ -42,18 +46,19 @@ class Model:
         targets = np.zeros((n, *shape[:-1]), np.int64) if self.classes else np.zeros((n, *shape))
         if self.network.lengths and lengths is None:
             lengths = np.full(n, self.preparation.row_shape[0])
-        split = Split(inputs, targets, None, np.arange(n), lengths)
+        streamed = isinstance(inputs, Stored) or too_large(inputs.nbytes, self.network.backend)
+        split = Split(inputs, targets, None, np.arange(n), lengths, stream=Stream() if streamed else None)
         y = Evaluation(self.network, self.config.loss, (), split, self.preparation).outputs()
         return self.preparation.in_raw_units(y)
 
-    def predict(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, inputs: np.ndarray | Stored, lengths: np.ndarray | None = None) -> np.ndarray:
         """The predicted class indices (K, N), or for a regression the outputs (K, N, outputs)."""
         y = self.outputs(inputs, lengths)
         if not self.classes:
             return y
         return (y[..., 0] > self.config.loss.threshold).astype(np.int64) if y.shape[-1] == 1 else y.argmax(axis=-1)
 
-    def probabilities(self, inputs: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    def probabilities(self, inputs: np.ndarray | Stored, lengths: np.ndarray | None = None) -> np.ndarray:
         """The probability (K, N, classes) of each class. Raises UsageError for a regression."""
         if not self.classes:
             raise UsageError(f"{self.path}: predicts numbers, which have no probabilities; leave --probabilities out")

@@ -1,7 +1,7 @@
 """Floor 3: a network over the rows of a split: plans that read batches and add up the loss and metrics."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,16 @@ from gpbackprop.backend import Array
 from gpbackprop.data import Preparation, Split
 from gpbackprop.data.augment import Augment
 from gpbackprop.data.batches import Feed, order
-from gpbackprop.errors import DataError
+from gpbackprop.data.portions import Place, Portions, order_within
+from gpbackprop.data.stored import Stored
+from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.losses import Loss
 from gpbackprop.metrics import Metric
 from gpbackprop.optim.objective import Objective
 from gpbackprop.plan import Closure, Network, Plan, phantom
 
 EVALUATION_BATCH = 256  # the same for every population, so that a member's sums are those of the network alone
+EVALUATION_SHARE = 4  # a portion that need not be a good mixture of the rows is so many times smaller
 
 Row = dict[str, Any]
 
@@ -36,7 +39,8 @@ class Pass:
     """A network over one split, batch by batch: rows in, tallies out.
 
     The order of an epoch lies on the device, as does the place in it, so that a step is the same calls on the same
-    arrays every time.
+    arrays every time. Of a split that is streamed these are the order of a portion and the place in that; `turn` brings
+    the portion that a step needs.
     """
 
     def __init__(
@@ -57,16 +61,29 @@ class Pass:
             expect_symbols(network, split, preparation)
         steps = network.row_shape[:1]
         self.split = split if preparation.input_shape[:1] == steps else split.cut(*steps)
-        self.feed = Feed(network.backend, self.split, preparation, augment)
+        xp = network.backend.xp
+        make = network.backend.zeros if network.w is not None else partial(phantom, xp)
+        self.portions = self._portions(batch_size)
+        self.feed = Feed(network.backend, self.split, preparation, augment, self.portions, make)
         self.tallies: dict[str, Array] = {}
         self.carried: dict[str, Array] | None = {} if self.split.windows > 1 else None
         self.batch_size = batch_size
         self.full, self.rest = divmod(len(split), batch_size)
         self.steps = (self.full + bool(self.rest)) * self.split.windows
-        xp, rows = network.backend.xp, len(split) * self.split.windows
-        make = xp.zeros if network.w is not None else partial(phantom, xp)
+        rows = self.portions.rows if self.portions else len(split) * self.split.windows
+        self.stretch = -(-rows // batch_size) if self.portions else self.steps  # the steps until a portion ends
+        self._epoch, self._number, self._shuffle = 0, -1, False  # of the portion in the tables
         self.order, self.position = make((network.K, rows), np.int64), xp.zeros(1, np.int64)
         self.batches: dict[int, Batch] = {}
+
+    def _portions(self, batch_size: int) -> Portions | None:
+        split = self.split
+        if split.stream is None:
+            return None
+        if split.index.ndim > 1:
+            raise ConfigError("data.folds: the folds share a table in memory, but data.stream reads it in portions")
+        size = split.stream.size if self.training else split.stream.size // EVALUATION_SHARE
+        return Portions(split.inputs, split.index, batch_size, replace(split.stream, size=size))
 
     def batch(self, size: int) -> Batch:
         """The batch of a size, traced when it is asked for first."""
@@ -124,14 +141,41 @@ class Pass:
 
     def begin(self, epoch: int, step: int, shuffle: bool) -> None:
         """Bring the order of an epoch to the device; the next rows are those of step number `step`."""
+        if self.portions:
+            self._epoch, self._number, self._shuffle = epoch, -1, shuffle
+            return
         backend = self.network.backend
         backend.stage(order(self.split, self.batch_size, self.network.seeds, epoch, shuffle), self.order)
         self.position.fill(self._place(step))
 
+    def turn(self, step: int) -> None:
+        """Where rows come in portions: have that of step number `step` of this epoch lie in the tables.
+
+        The next one, that of the next epoch after the last of a training, is read meanwhile. Raises what reading the
+        portion failed with.
+        """
+        tables, number = self.feed.streamed, step // self.stretch
+        if tables is None or number == self._number:
+            return
+        place, last = tables.portions.place, number + 1 == tables.portions.count
+        following: Place | None = place(self._epoch, number + 1, self._shuffle)
+        if last:
+            following = place(self._epoch + 1, 0, self._shuffle) if self.training else None
+        tables.turn(place(self._epoch, number, self._shuffle), following)
+        count, order = len(tables.numbers), np.zeros(self.order.shape, np.int64)
+        within = order_within(count, self.network.seeds, self._epoch, number, self._shuffle)
+        np.add(tables.start, within, out=order[:, :count])
+        self.network.backend.stage(order, self.order)
+        self.position.fill(step % self.stretch * self.batch_size)
+        self._number = number
+
     def rows(self, step: int) -> np.ndarray:
         """The numbers (K, batch) of the rows of the data that step number `step` of this epoch takes."""
-        start = self._place(step)
-        return self.network.backend.host(self.order)[:, start : start + self.size(step)] // self.split.windows
+        start, order = self._place(step), self.network.backend.host(self.order)
+        if tables := self.feed.streamed:
+            start %= tables.portions.rows
+        order = order[:, start : start + self.size(step)]
+        return tables.numbers[order - tables.start] if tables else order // self.split.windows
 
     def _place(self, step: int) -> int:
         """Where the rows of step number `step` begin in the order of an epoch."""
@@ -182,6 +226,7 @@ class Evaluation:
         with np.errstate(all="ignore"):
             self.run.begin(epoch=0, step=0, shuffle=False)
             for step in range(self.run.steps):
+                self.run.turn(step)
                 batch = self.run.batch(self.run.size(step))
                 if step % self.run.split.windows == 0:
                     self.run.forget()
@@ -194,25 +239,32 @@ def expect_symbols(network: Network, split: Split, preparation: Preparation, nam
     """Raise DataError, with the row, where the network looks its inputs up in a table and one of them is not in it."""
     if network.symbols is None:
         return
-    raw = split.inputs[split.index]  # (rows, ...), or (folds, rows, ...)
+    size = split.inputs.at_once if isinstance(split.inputs, Stored) else len(split)
+    for start in range(0, len(split), size):
+        part = split.index[..., start : start + size]
+        _expect_symbols(network.symbols, split, part, preparation, name)
+
+
+def _expect_symbols(symbols: int, split: Split, index: np.ndarray, preparation: Preparation, name: str) -> None:
+    raw = split.inputs[index]  # (rows, ...), or (folds, rows, ...)
     normalised = preparation.shift.any() or (preparation.scale != 1).any()
     x = (raw - preparation.shift) * preparation.scale if normalised else raw
-    wrong = (x < 0) | (x >= network.symbols)
+    wrong = (x < 0) | (x >= symbols)
     if x.dtype.kind == "f":
         wrong |= x != np.floor(x)
     if split.lengths is not None:  # what lies beyond the end of a row is not looked at
-        valid = np.arange(x.shape[split.index.ndim]) < split.lengths[split.index][..., None]
+        valid = np.arange(x.shape[index.ndim]) < split.lengths[index][..., None]
         wrong &= valid.reshape(*valid.shape, *(1,) * (wrong.ndim - valid.ndim))
     if not wrong.any():
         return
     place = tuple(np.argwhere(wrong)[0])
-    row, inside = split.index[place[: split.index.ndim]], ", ".join(map(str, place[split.index.ndim :]))
+    row, inside = index[place[: index.ndim]], ", ".join(map(str, place[index.ndim :]))
     found, advice = f"{float(raw[place]):g}", "give the embedding a larger vocabulary, or correct the data"
     if normalised:
         found, advice = f"{found}, normalised to {x[place]:g}", 'set normalize = "none" in [data]'
     raise DataError(
         f"{name and name + ' '}row {row}, input {inside} (both counted from 0): found {found}; an embedding of "
-        f"{network.symbols} symbols takes whole numbers from 0 to {network.symbols - 1}; {advice}"
+        f"{symbols} symbols takes whole numbers from 0 to {symbols - 1}; {advice}"
     )
 
 

@@ -67,6 +67,7 @@ class Run:
                 "them holds its text, as /config), or choose another --run-dir"
             )
         trainer = config.trainer(device, data)  # before anything is written: most mistakes end here
+        config = config.settled(trainer.data)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             disk.sync(path.parent)
@@ -97,7 +98,8 @@ class Run:
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
         lock = Lock(path)
         try:
-            run = cls(path, config, config.trainer(device), lock)
+            trainer = config.trainer(device)
+            run = cls(path, config.settled(trainer.data), trainer, lock)
             run._continue(allow_inexact)
         except BaseException:
             lock.close()

@@ -23,7 +23,8 @@ REST = "input, target and loss"
 @dataclass(frozen=True)
 class Sizes:
     """Bytes, all members of the population together. `layers` are those of a training batch of `batch` rows by the
-    outermost layer: values, their gradients, work memory. `data` lie in memory already on the CPU, and go to a device.
+    outermost layer: values, their gradients, work memory. `data` lie in memory already on the CPU, and go to a device;
+    of those that are streamed there are only `portions`, of each split two.
     """
 
     network: Network
@@ -34,11 +35,12 @@ class Sizes:
     evaluation: int
     order: int
     data: int
+    portions: int = 0
 
     @property
     def total(self) -> int:
         """What is to be asked for."""
-        on_device = 0 if self.network.backend.name == "cpu" else self.data
+        on_device = self.portions + (0 if self.network.backend.name == "cpu" else self.data)
         return self.parameters + self.optimizer + sum(self.layers.values()) + self.evaluation + self.order + on_device
 
     def rows(self) -> list[tuple[str, int]]:
@@ -51,6 +53,7 @@ class Sizes:
             *layers,
             ("evaluation", self.evaluation),
             ("order of the rows", self.order),
+            *([("portions of the data", self.portions)] if self.portions else []),
             ("data" if self.network.backend.name != "cpu" else "data (there already)", self.data),
         ]
 
@@ -66,7 +69,7 @@ def measure(
     params, states = network.params, network.states
     metrics = train.metrics_for(preparation)
 
-    def passed(rows: Split, batch: int, training: bool) -> tuple[dict[str, int], int]:
+    def passed(rows: Split, batch: int, training: bool) -> tuple[dict[str, int], int, int]:
         counted = train.running(metrics) if training else metrics
         augment = data.augment if training else None
         run = Pass(network, loss, counted, rows, preparation, batch, training, augment)
@@ -76,10 +79,10 @@ def measure(
             for path, taken in run.measured(size).sizes.items():
                 name = path.partition("/")[0] or REST
                 sizes[name] = sizes.get(name, 0) + taken
-        return sizes, run.order.nbytes
+        return sizes, run.order.nbytes, run.feed.streamed.nbytes if run.feed.streamed else 0
 
     batch = len(split) if train.batch_size == "full" else min(train.batch_size, len(split))
-    layers, order = passed(split, batch, True)
+    layers, order, portions = passed(split, batch, True)
     evaluated = [name for name in data.splits if name != "train" or optimizer.swarm]
     evaluations = [passed(data.splits[name], EVALUATION_BATCH, False) for name in evaluated]
     network.params, network.states = params, states
@@ -94,9 +97,10 @@ def measure(
         members * itemsize * (2 * params.size + states.size),
         taken,
         dict(sorted(layers.items(), key=lambda item: _place(item[0]))),
-        sum(sum(sizes.values()) for sizes, _ in evaluations),
-        order + sum(taken for _, taken in evaluations),
-        sum(_bytes(part) for part in ([split] if backend.name == "cpu" else data.splits.values())),
+        sum(sum(sizes.values()) for sizes, _, _ in evaluations),
+        order + sum(taken for _, taken, _ in evaluations),
+        sum(_bytes(part) for part in ([split] if backend.name == "cpu" else data.splits.values()) if not part.stream),
+        portions + sum(taken for _, _, taken in evaluations),
     )
 
 
@@ -124,6 +128,9 @@ def _advice(measured: Callable[[int | None], Sizes], batch: int, room: int) -> s
             above = middle
     if fits:
         return f"the largest batch that fits has {fits} rows: --set train.batch_size={fits}"
+    least = measured(1)
+    if least.network.backend.name != "cpu" and least.total - least.data <= room:
+        return "not even a batch of one row fits beside the data; with data.stream = true they come in portions"
     return "not even a batch of one row fits; make the model or the population smaller, or take a larger machine"
 
 

@@ -38,6 +38,8 @@ class Steps:
         its update; in a group that watches the loss itself, where it is not finite.
         """
         size = self.pass_.size(step_in_epoch)
+        if self.pass_.portions:
+            self.pass_.turn(step_in_epoch)
         if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most) and (run := self._together(size)):
             done = run()
             if done < self.backend.unroll:
@@ -54,12 +56,13 @@ class Steps:
     def _alike(self, step: int, step_in_epoch: int, most: int) -> bool:
         """Whether the next `unroll` steps are the same calls, nobody looks or saves between them, and a group begins.
 
-        Groups are counted from the newest of three marks: the epoch's begin, a look, a save.
+        Groups are counted from the newest of these marks: the begin of an epoch, or of a portion of it, a look, a save.
         """
         backend, n = self.backend, self.backend.unroll
         plain = self.pass_.carried is None and self.update.every == 1 and self.update.fixed
-        behind = min(step_in_epoch, step % self.saved_every)
-        ahead = min(self.pass_.full - step_in_epoch, self.saved_every - step % self.saved_every)
+        begun, stretch = step_in_epoch % self.pass_.stretch, self.pass_.stretch
+        behind = min(begun, step % self.saved_every)
+        ahead = min(self.pass_.full - step_in_epoch, stretch - begun, self.saved_every - step % self.saved_every)
         if not backend.watches:
             behind, ahead = min(behind, (step - 1) % backend.probe_every), min(ahead, -step % backend.probe_every)
         return plain and behind % n == 0 and n <= min(most, ahead)

@@ -78,6 +78,12 @@ class Trainer:
         split = data.splits["train"]
         if not len(split):
             raise DataError(f"{data.name}: the training split has no rows")
+        if split.stream and (optimizer.whole or self.train.batch_size == "full"):
+            whole = type_name(type(optimizer)) if optimizer.whole else 'train.batch_size = "full"'
+            raise ConfigError(
+                f"data.stream: the rows come in portions, but {whole} takes one step from all of them; set "
+                "data.stream = false, or take batches, and an optimizer that is made for them"
+            )
         self.name, backend = name, select(device) if isinstance(device, str) else device
         self.backend = backend.rounding(self.train.precision).compiling(self.train.compile)
         shape, lengths = self.train.row_shape(data.preparation), split.lengths is not None

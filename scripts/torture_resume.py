@@ -41,6 +41,7 @@ ROWS, CLASSES = 11, 3
 # What differs from `tortured.CONFIG`, run by run.
 RUNS = {
     "folds": ["data.folds=3", "data.validation=0", "population=3", "train.epochs=2", "train.batch_size=24"],
+    "portions": ['data.stream="1 kB"', "train.epochs=3", "train.batch_size=10"],
     "augmentation": [
         'data={source="digits", shape=[8, 8, 1], validation=0.02, test=0.93, augment={shift=1}}',
         'model=[{type="conv2d", units=2, kernel=3, activation="relu"}, {type="flatten"}, {type="dense", units=10}]',

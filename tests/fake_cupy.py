@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import fake_lt
 import numpy as np
@@ -181,6 +181,9 @@ class ndarray:  # noqa: N801 (CuPy's name)
         if not (self.flags.c_contiguous or self.flags.f_contiguous):
             raise RuntimeError("Cannot set to non-contiguous array")
         self._a[...] = arr
+        if stream is not None:
+            for memory in Pinned.of(arr):
+                memory.copies += 1
 
     def view(self, dtype=None):
         return wrap(self._a.view() if dtype is None else self._a.view(dtype))
@@ -364,6 +367,33 @@ class Stream:
         return graph
 
 
+class Pinned:
+    """Pinned memory. A copy from it to the device is over when an event has been waited for that was recorded later."""
+
+    all: ClassVar[list["Pinned"]] = []
+
+    def __init__(self, size):
+        self.bytes, self.copies, self.over = np.empty(size, np.uint8), 0, 0
+        self.all.append(self)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> list["Pinned"]:
+        return [memory for memory in cls.all if np.may_share_memory(memory.bytes, array)]
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.before: list[tuple[Pinned, int]] = []
+
+    def record(self, stream=None):
+        self.before = [(memory, memory.copies) for memory in Pinned.all]
+
+    def synchronize(self):
+        waits("synchronize()")
+        for memory, copies in self.before:
+            memory.over = max(memory.over, copies)
+
+
 Stream.current = Stream.null = Stream(null=True)
 THREAD_LOCAL = 1
 
@@ -535,6 +565,7 @@ def build(machine: Machine) -> ModuleType:
             raise TypeError("Output dtype mismatch")
         return _function("take", names["functions"]["take"])(a, indices, axis=axis, out=out)
 
+    cuda.alloc_pinned_memory, cuda.Event = lambda size: Pinned(size).bytes, Event
     cuda.Stream, cuda.MemoryPool, cuda.using_allocator = Stream, MemoryPool, using_allocator
     cuda.Device, cuda._load, cuda.get_cublas_handle = Device, load_cublas, lambda: 1
     cuda.runtime = SimpleNamespace(
@@ -568,6 +599,7 @@ def install(monkeypatch, **machine) -> Machine:
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     monkeypatch.setattr(lt, "load", lambda: fake_lt.Library(played))
     monkeypatch.setattr(Stream, "current", Stream.null)
+    monkeypatch.setattr(Pinned, "all", [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return played
 

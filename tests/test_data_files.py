@@ -451,7 +451,8 @@ def test_labels_of_letters_that_are_none_are_refused(tmp_path, letter):
         load(save(tmp_path / "rows.npz", x=X, y=labels))
 
 
-def test_a_hostile_hdf5_is_refused_before_memory_is_taken(tmp_path):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hostile_hdf5_is_refused_before_memory_is_taken(stream, tmp_path):
     path, other = tmp_path / "rows.h5", save(tmp_path / "other.h5", x=X, y=Y)
     (tmp_path / "secret").write_bytes(X.tobytes())
 
@@ -480,7 +481,9 @@ def test_a_hostile_hdf5_is_refused_before_memory_is_taken(tmp_path):
         with h5py.File(path, "w") as file:
             make(file)
             file["y"] = Y
-        refused_cheaply(lambda: load(path), "external, virtual|link to another place|damaged|has the type")
+        refused_cheaply(
+            lambda: load(path, stream=stream), "external, virtual|link to another place|damaged|has the type"
+        )
 
 
 def test_an_array_file_with_columns_of_text_is_sent_to_csv(tmp_path, write):

@@ -81,6 +81,13 @@ def test_functions_of_float64_are_those_of_c(name):
     np.testing.assert_allclose(out, getattr(np, name)(x), rtol=1e-15)
 
 
+def test_a_row_that_a_table_does_not_have_is_the_nearest_one_as_for_numpy():
+    table, index = np.arange(12.0).reshape(4, 3), np.array([-1, 0, 3, 4, 2**62, -(2**63)])
+    out = np.zeros((6, 3))
+    native.compile([Call("gather", lambda *_: None, (table, index), out, verb=True)])()
+    assert np.array_equal(out, table.take(index, 0, mode="clip"))
+
+
 # Reductions.
 
 

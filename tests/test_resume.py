@@ -108,6 +108,11 @@ def test_a_run_with_folds_goes_on_by_its_directory(torture, tmp_path):
     assert row.survived == row.injected >= 2
 
 
+def test_a_run_in_portions_goes_on_by_its_directory(torture, tmp_path):
+    row = torture.by_directory("portions", tmp_path / "portions", torture.RUNS["portions"], "cpu", short=True)
+    assert row.survived == row.injected >= 2
+
+
 # metrics.jsonl.
 
 

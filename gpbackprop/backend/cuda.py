@@ -99,6 +99,17 @@ class CudaBackend(Backend):
         else:  # `set` writes one block of memory
             out[...] = self.module.array(whole)
 
+    def landing(self, out: Array) -> np.ndarray:
+        """Pinned memory: from any other a copy makes the host wait."""
+        memory = self.module.cuda.alloc_pinned_memory(out.nbytes)
+        return np.frombuffer(memory, out.dtype, out.size).reshape(out.shape)
+
+    def land(self, landing: np.ndarray, out: Array) -> Callable[[], None]:
+        out.set(landing, stream=self.stream)
+        event = self.module.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return event.synchronize
+
     @verb
     def gemm(self, a: Array, b: Array, out: Array) -> None:
         """out[k,m,n] = sum_j a[k,m,j] b[k,j,n]; `a` and `b` may be transposed views.

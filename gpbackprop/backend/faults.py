@@ -55,8 +55,8 @@ def told(error: BaseException, device: str) -> Exception | None:
 NO_DEVICE = "the NVIDIA driver works but shows no device; see whether nvidia-smi lists one"
 
 _MEMORY = (
-    "the device is out of memory; end other programs on it (nvidia-smi lists them) or use a smaller batch; the rows of "
-    "a data set must fit into it as a whole, or be trained with --device cpu"
+    "the device is out of memory; end other programs on it (nvidia-smi lists them) or use a smaller batch; where "
+    "the rows of a data set are too many for it, set data.stream = true, or train with --device cpu"
 )
 
 _GENERATION = (

@@ -93,6 +93,14 @@ class Backend:
         """out[...] = host."""
         out[...] = host
 
+    def landing(self, out: Array) -> np.ndarray:
+        """Host memory of the shape of `out`, to be filled for `land`; here it is `out` itself."""
+        return out
+
+    def land(self, landing: np.ndarray, out: Array) -> Callable[[], None]:
+        """Queue out[...] = landing; the host may write there again when the call that is returned comes back."""
+        return lambda: None
+
     def strided(self, a: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
         """A view of the memory of `a`, to read from; `strides` are in bytes, and views of windows overlap."""
         return self.module.lib.stride_tricks.as_strided(a, shape, strides)

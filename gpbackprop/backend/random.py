@@ -33,8 +33,9 @@ def mix(xp, x, t) -> None:
     xp.bitwise_xor(x, t, out=x)
 
 
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `n` rows in an epoch: an int64 permutation of 0..n-1, a function of `(seed, epoch)` alone.
+def permutation(n: int, seed: int, epoch: int | str) -> np.ndarray:
+    """The order of `n` rows in an epoch, or in a named part of one: an int64 permutation of 0..n-1, a function of
+    `(seed, epoch)` alone.
 
     Six Feistel rounds over the next even power of two; indices that fall outside 0..n-1 walk on until they return
     (J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).

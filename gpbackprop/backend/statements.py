@@ -16,11 +16,12 @@ _NUMBERS = (bool, int, float)
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """table[index]: `table` is row 0 over the space, `step` the elements from row to row, `whole` all of the table."""
+    """table[index]: `table` is row 0 of `rows` over the space, `step` the elements from row to row, `whole` all of it."""
 
     table: View
     index: View
     step: int
+    rows: int
     whole: View
 
     def laid(self, shape: Shape) -> "Row":
@@ -154,7 +155,7 @@ def _gather(call: Call) -> Statement | None:
     first = View(table, start, dtype, own, (*(0,) * lead, *strides))
     at = view(index, index.shape)
     at = View(index, at.address, at.dtype, own, (*at.strides, *(0,) * len(strides)))
-    row = Row(first, at, table.strides[0] // dtype.itemsize, view(table, table.shape))
+    row = Row(first, at, table.strides[0] // dtype.itemsize, len(table), view(table, table.shape))
     return Statement(call, own, (False,) * len(own), (row,), view(out, shape), cast(Operand(0, dtype), out.dtype))
 
 

@@ -27,6 +27,7 @@ def command(model, split, file, best, device, as_json):
     screen.listen(screen.verbosity)
     from gpbackprop.cli.device import choose
     from gpbackprop.data import read_labelled
+    from gpbackprop.data.streaming import half_free
     from gpbackprop.metrics import Confusion
     from gpbackprop.model import find, from_checkpoint
     from gpbackprop.passes import Evaluation
@@ -35,7 +36,8 @@ def command(model, split, file, best, device, as_json):
     found = from_checkpoint(find(model, best), choose(device or "auto", log.debug))
     if file:
         missing, dtype = found.config.data.missing, found.network.dtype
-        name, rows = str(file), read_labelled(found.preparation, file, missing, dtype)
+        most = half_free(found.network.backend)
+        name, rows = str(file), read_labelled(found.preparation, file, missing, dtype, most)
     else:
         name, rows = _split(found, split)
     metrics = found.config.train.metrics_for(found.preparation)

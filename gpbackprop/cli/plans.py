@@ -15,7 +15,7 @@ def show(path: Path, as_json: bool) -> int:
     from gpbackprop.sizes import human, measure, table
 
     config, device = read(path), select("auto")
-    data = load(config.data, dtype=config.train.dtype)
+    data = load(config.data, dtype=config.train.dtype, device=device)
     sizes = measure(Chain(*config.model), config.loss, config.optimizer, data, config.train, config.population, device)
     room, fits = device.available(), True
     if room is not None:
@@ -35,6 +35,7 @@ def show(path: Path, as_json: bool) -> int:
                     "evaluation": sizes.evaluation,
                     "order": sizes.order,
                     "data": sizes.data,
+                    "portions": sizes.portions,
                 },
                 "total_bytes": sizes.total,
                 "free_bytes": room,

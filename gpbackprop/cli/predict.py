@@ -31,6 +31,7 @@ def command(model, input, output, probabilities, member, best, device):
 
     from gpbackprop.cli.device import choose
     from gpbackprop.data import read_rows
+    from gpbackprop.data.streaming import half_free
     from gpbackprop.errors import UsageError
     from gpbackprop.model import find, from_checkpoint
     from gpbackprop.run import log
@@ -40,7 +41,7 @@ def command(model, input, output, probabilities, member, best, device):
     if member is not None and not 0 <= member < members:
         raise UsageError(f"--member {member}: expected a number from 0 to {members - 1}, {found.path} has {members}")
     chosen = list(range(members)) if member is None else [member]
-    x, lengths = read_rows(found.preparation, input, found.network.dtype)
+    x, lengths = read_rows(found.preparation, input, found.network.dtype, half_free(found.network.backend))
     y = found.predict(x, lengths)[chosen]
     p = found.probabilities(x, lengths)[chosen] if probabilities else None
     arrays = {"predictions": np.array(found.classes)[y] if found.classes else y.astype(found.network.dtype)}

@@ -3,33 +3,36 @@
 An array `lengths` says that the rows of x are sequences (T, features), padded at the end, and how long each one is.
 
 Neither reader follows a file where it says: no pickles, no links to other files, no virtual or external data, and what
-a header declares is held against the bytes that are there before memory is taken.
+a header declares is held against the bytes that are there before memory is taken. The inputs of an HDF5 file that are
+too large to be held stay in it, under the same rules.
 """
 
 import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 
 from gpbackprop.data.idx import DEFLATE_LIMIT
+from gpbackprop.data.stored import Source, Stored
 from gpbackprop.data.table import Raw, as_lengths, as_table, as_targets, as_weights
 from gpbackprop.errors import DataError
 
 NAMES = {"inputs": ("x", "inputs"), "targets": ("y", "targets")}
 FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: the ones that h5py brings
 
-Find = Callable[[str], np.ndarray | None]
+Find = Callable[[str], Any]  # the array of a name, or None
 
 
 def _raw(path: Path, find: Find, part: str, name: Callable[[str], str], target: str | None, weight: str | None) -> Raw:
     """The rows that `find` finds under the usual names, or under the given names of target and weights."""
 
-    def first(names: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
+    def first(names: tuple[str, ...]) -> tuple[str, Any]:
         for candidate in map(name, names):
             if (array := find(candidate)) is not None:
                 return candidate, array
@@ -115,29 +118,37 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | Non
         raise DataError(f"{path}: {name!r} is damaged, or too large for the memory of this machine") from error
 
 
-def read_hdf5(path: Path, target: str | None = None, weight: str | None = None) -> dict[str, Raw]:
+def read_hdf5(
+    path: Path, target: str | None = None, weight: str | None = None, most: int | None = None
+) -> dict[str, Raw]:
     """The parts "train" and, where there is a group `test`, "test" of the HDF5 file `path`: datasets at its root or in
-    these groups. Raises DataError for a damaged file, a link, and data that is not plainly in the file.
+    these groups. Inputs of more than `most` bytes stay in the file, as a `Stored`.
+
+    Raises DataError for a damaged file, a link, and data that is not plainly in the file.
     """
-    with _hdf5(path) as file:
+    with _hdf5(path) as (file, closing):
         groups = {name: found for name in ("train", "test") if (found := _child(path, file, name)) is not None}
         groups.setdefault("train", file)
         parts = {}
         for part, group in sorted(groups.items(), reverse=True):
             if not hasattr(group, "keys"):
                 raise DataError(f"{path}: {part!r} is a dataset; expected a group with the datasets x and y")
-            find = lambda name, group=group: _dataset(path, group, name)  # noqa: E731
+            limits = {name: most for name in NAMES["inputs"] if name not in (target, weight)}
+            find = lambda name, group=group, limits=limits: _dataset(path, group, name, limits.get(name))  # noqa: E731
             parts[part] = _raw(path, find, f"in {group.name}", str, target, weight)
+        if any(isinstance(raw.inputs, Stored) for raw in parts.values()):
+            closing.pop_all()  # it closes with the last of them
         return parts
 
 
 @contextmanager
 def _hdf5(path: Path) -> Iterator:
+    """The open file, and what closes it."""
     import h5py
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        with ExitStack() as closing:
+            yield closing.enter_context(h5py.File(path, "r", locking=False)), closing
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # of a type that h5py cannot name, too
         reason = str(error) if path.is_file() else "there is no such file"
         raise DataError(f"{path}: not an HDF5 file that can be read ({reason})") from error
@@ -159,8 +170,8 @@ def _child(path: Path, group, name: str):
     return group[name]
 
 
-def _dataset(path: Path, group, name: str) -> np.ndarray | None:
-    """The values of a dataset whose bytes lie in this file."""
+def _dataset(path: Path, group, name: str, most: int | None = None) -> np.ndarray | Stored | None:
+    """The values of a dataset whose bytes lie in this file; they stay there where they are more than `most` bytes."""
     import h5py
 
     data = _child(path, group, name)
@@ -177,4 +188,4 @@ def _dataset(path: Path, group, name: str) -> np.ndarray | None:
     wanted, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
     if wanted > stored * (DEFLATE_LIMIT if filters else 1):
         raise DataError(f"{path}: {name!r} says it has {wanted} bytes, but {stored} are stored; it is damaged")
-    return data[()]
+    return data[()] if most is None or wanted <= most else Stored(Source(path, data))

@@ -8,25 +8,38 @@ import numpy as np
 
 from gpbackprop.backend import Array, Backend, random
 from gpbackprop.data.augment import Augment, Pick, centre
+from gpbackprop.data.portions import Portions, Tables
 from gpbackprop.data.preparation import Preparation
 from gpbackprop.data.split import Split
 from gpbackprop.plan import Plan, Target
 
 
 class Feed:
-    """The table of a split on the device.
+    """The table of a split on the device, or, where the split is streamed, two portions of it: see `Tables`.
 
     `bind(plan)` gives the plan's target and a call that fills the plan's input, target and weights with the rows of
     an index array (K, batch):  x = (table[index] - shift) scale. The target of a reconstruction is the plan's input.
     In plans that train the rows are augmented.
     """
 
-    def __init__(self, backend: Backend, split: Split, preparation: Preparation, augment: Augment | None = None):
-        self.backend, self.preparation, self.augment = backend, preparation, augment
-        self.inputs = backend.array(split.inputs)
-        self.targets: Array = None if preparation.reconstructs else backend.array(split.targets)
-        self.weights = None if split.weights is None else backend.array(split.weights)
-        self.lengths = None if split.lengths is None else backend.array(split.lengths)
+    def __init__(
+        self,
+        backend: Backend,
+        split: Split,
+        preparation: Preparation,
+        augment: Augment | None = None,
+        portions: Portions | None = None,
+        make: Callable[..., Array] | None = None,
+    ):
+        self.preparation, self.augment = preparation, augment
+        columns = {"inputs": split.inputs, "weights": split.weights, "lengths": split.lengths}
+        if not preparation.reconstructs:
+            columns["targets"] = split.targets
+        columns = {name: column for name, column in columns.items() if column is not None}
+        self.streamed = Tables(backend, columns, portions, make or backend.zeros) if portions else None
+        tables: Any = self.streamed.tables if self.streamed else {name: backend.array(a) for name, a in columns.items()}
+        self.inputs, self.targets = tables["inputs"], tables.get("targets")
+        self.weights, self.lengths = tables.get("weights"), tables.get("lengths")
 
     def bind(self, plan: Plan) -> tuple[Target, Callable[[Array], None]]:
         prep, rows, pick = self.preparation, (plan.batch,), _whole

@@ -41,11 +41,12 @@ def read(
     header: str | bool = "auto",
     series: bool = False,
     labelled: bool = True,
+    most: int | None = None,
 ) -> dict[str, Raw]:
     """The rows to train on and, where the file holds them, to test on. Raises DataError for a damaged file.
 
     Of a `series` the inputs are by default the targets: it tells its own future. What is not `labelled` needs no
-    targets, and every column of a CSV is by default an input.
+    targets, and every column of a CSV is by default an input. Inputs of more than `most` bytes stay in an HDF5 file.
     """
     found = kind(path)
     if found == "csv":
@@ -56,7 +57,7 @@ def read(
         )
     if found == "idx":
         return {"train": _read_idx(path, target) if labelled else _read_images(path)}
-    return (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
+    return arrays.read_npz(path, target, weight) if found == "npz" else arrays.read_hdf5(path, target, weight, most)
 
 
 def _read_csv(path, target, inputs, weight, header, series, labelled) -> Raw:
@@ -118,10 +119,11 @@ def _read_images(path: Path) -> Raw:
     return Raw(str(path), as_table(idx.read(path), str(path), "the file"))
 
 
-def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
+def read_prepared(preparation: Preparation, path: Path, labelled: bool, most: int | None = None) -> Raw:
     """The rows of `path` as the preparation needs them, with targets (and weights, where there are some) if `labelled`.
 
-    A CSV with a header may have its columns in any order and others beside them.
+    A CSV with a header may have its columns in any order and others beside them. Inputs of more than `most` bytes stay
+    in an HDF5 file.
     """
     if preparation.kind == "text":
         return read_text(path, preparation.row_shape[0])
@@ -133,8 +135,9 @@ def read_prepared(preparation: Preparation, path: Path, labelled: bool) -> Raw:
         return _read_idx(path, None) if labelled else _read_images(path)
     own_name = labelled and not preparation.columns and preparation.target[0] not in arrays.NAMES["targets"]
     target = preparation.target[0] if own_name else None
-    parts = (arrays.read_npz if found == "npz" else arrays.read_hdf5)(path, target, weight)
-    return parts["train"]
+    if found == "npz":
+        return arrays.read_npz(path, target, weight)["train"]
+    return arrays.read_hdf5(path, target, weight, None if preparation.kind == "series" else most)["train"]
 
 
 def _columns_of(preparation: Preparation, path: Path, labelled: bool, weight: str | None) -> Raw:

@@ -3,21 +3,25 @@
 Computed in blocks of float64, so that a table of uint8 is never copied as numbers of another size.
 """
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from gpbackprop.data.preparation import Column
+from gpbackprop.data.stored import blocks
 from gpbackprop.data.table import BLOCK, Cells, Raw, Words, missing
 from gpbackprop.errors import DataError
 
 
-def moments(x: np.ndarray, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
+def moments(x: Any, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
     """`shift` and `scale`, float64 and broadcastable to a row of `x`, of the rows `rows`: x' = (x - shift) scale.
 
     "standard": the mean and 1/deviation; "minmax": the minimum and 1/(maximum - minimum); "none": 0 and 1. A table of
     uint8 holds pixels: one number for all columns, or one for each channel of rows (H, W, C). Any other table has one
-    for each column. A column that does not vary has the scale 1.
+    for each column. A column that does not vary has the scale 1. A table in a file is read in the same blocks, and has
+    the moments of the one in memory, to the bit.
     """
     shape = x.shape[1:]
     if x.dtype == np.uint8:
@@ -33,13 +37,11 @@ def moments(x: np.ndarray, rows: np.ndarray, normalize: str) -> tuple[np.ndarray
     return shift.reshape(wide), scale.reshape(wide)
 
 
-def _blocks(x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, BLOCK // max(1, x[0].size))
-    for start in range(0, len(rows), step):
-        yield x[rows[start : start + step]]
+def _blocks(x: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
+    return blocks(x, rows, max(1, BLOCK // max(1, math.prod(x.shape[1:]))))
 
 
-def _of_pixels(x: np.ndarray, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
+def _of_pixels(x: Any, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
     """Shift and spread of each channel, from the counts of the 256 values: exact, whatever the order of the rows."""
     channels = x.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
@@ -58,7 +60,7 @@ def _of_pixels(x: np.ndarray, rows: np.ndarray, normalize: str) -> tuple[np.ndar
     return mean, deviation
 
 
-def _of_numbers(x: np.ndarray, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
+def _of_numbers(x: Any, rows: np.ndarray, normalize: str) -> tuple[np.ndarray, np.ndarray]:
     """Shift and spread of each column."""
     width = x.shape[1]
     if normalize == "none":

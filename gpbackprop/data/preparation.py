@@ -5,6 +5,7 @@ normalise:  x' = (x - shift) scale,     t' = (t - target_shift) target_scale
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from gpbackprop.data.labels import class_numbers, target_numbers
 from gpbackprop.data.sequences import symbols, windows
+from gpbackprop.data.stored import blocks
 from gpbackprop.data.table import BLOCK, Raw, Words, as_dtype, missing
 from gpbackprop.errors import DataError
 from gpbackprop.spec import suggest
@@ -98,8 +100,9 @@ class Preparation:
                 a = a.take(np.arange(size) + (a.shape[axis] - size) // 2, axis)
         return a
 
-    def encode(self, raw: Raw, dtype: Any = np.float32) -> np.ndarray:
-        """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet.
+    def encode(self, raw: Raw, dtype: Any = np.float32) -> Any:
+        """The rows of `raw` as (N, *row_shape), of `dtype` or, where they are bytes, uint8; not normalised yet. What is
+        in a file stays there.
 
         Raises DataError, with row and column, for a missing value that has no fill, an unknown category, a number that
         is not finite in `dtype`, or rows of another size.
@@ -114,7 +117,7 @@ class Preparation:
                 raise DataError(f"{raw.where}: the inputs were columns with text; give a CSV file with these columns")
         series = self.kind == "series"
         size = int(np.prod(self.row_shape[series:]))
-        if x[0].size != size:
+        if math.prod(x.shape[1:]) != size:
             raise DataError(
                 f"{raw.where}: a row has the shape {x.shape[1:]}; expected {self.row_shape} or {size} values in a row"
             )
@@ -123,7 +126,7 @@ class Preparation:
             return windows(x, self.row_shape[0], raw.where)
         return x.reshape(len(x), *self.row_shape)
 
-    def pairs(self, raw: Raw, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(self, raw: Raw, dtype: Any = np.float32) -> tuple[Any, np.ndarray]:
         """The rows of `raw` and their targets, as `encode` and `labels` give them; of a series, those with a target."""
         x = self.encode(raw, dtype)
         if self.reconstructs:
@@ -215,14 +218,14 @@ def missing_error(raw: Raw, row: int, column: str) -> DataError:
     )
 
 
-def check_finite(x: np.ndarray, raw: Raw, names: list[str]) -> None:
+def check_finite(x: Any, raw: Raw, names: list[str]) -> None:
     """Raise DataError, with row and column, when a row of `x` (N, ...) holds NaN or infinity."""
     if x.dtype == np.uint8:
         return
-    step = max(1, BLOCK // max(1, x[0].size))
-    for start in range(0, len(x), step):
-        block = x[start : start + step].reshape(min(step, len(x) - start), -1)
+    step = max(1, BLOCK // max(1, math.prod(x.shape[1:])))
+    for number, block in enumerate(blocks(x, None, step)):
         if not np.isfinite(block).all():
+            block, start = block.reshape(len(block), -1), number * step
             row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(block)))
             name = names[column] if column < len(names) else column
             raise DataError(

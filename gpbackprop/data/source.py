@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from gpbackprop.backend import random
+from gpbackprop.backend import Backend, random
 from gpbackprop.data import files
 from gpbackprop.data.augment import Augment
 from gpbackprop.data.catalog import CATALOG, Entry, embedded, entry, located
@@ -18,9 +18,12 @@ from gpbackprop.data.generated import GENERATED, generate
 from gpbackprop.data.idx import read as read_idx
 from gpbackprop.data.labels import class_numbers
 from gpbackprop.data.moments import filled_columns
+from gpbackprop.data.portions import Stream
 from gpbackprop.data.preparation import Preparation, check_finite
 from gpbackprop.data.sequences import SEQUENCES, chronological, read_text
 from gpbackprop.data.split import Dataset, Split, digest, partition
+from gpbackprop.data.stored import Stored
+from gpbackprop.data.streaming import Said, check_stream, expect_streamable, limit, settled, stream
 from gpbackprop.data.table import Raw, Words, as_dtype, as_table, as_targets
 from gpbackprop.errors import ConfigError, DataError
 from gpbackprop.spec import Count, Flag, Fraction, NonNegative, Seed, Text, Whole, spec
@@ -57,6 +60,9 @@ class Data:
                 normalised alike at all steps, and the splits of a series or text follow each other in time
     horizon     how many steps after a window of a series its target lies, by default 1
     augment     a table of what is done to the images of training batches: shift, flip, crop
+    stream      "auto" reads the inputs of an HDF5 file in portions where they are larger than half of what is free in
+                memory, or on the device; true always does so, false never, "256 MB" says how much a portion holds
+                (true: "64 MB"). What is in memory, and too large for the device, is sent there in portions
     header      CSV: whether the first row names the columns; "auto": when no cell of it is a number
     """
 
@@ -80,22 +86,33 @@ class Data:
     window: Count | None = None
     horizon: Count | None = None
     augment: Augment | None = None
+    stream: Said = "auto"
 
     def __post_init__(self):
-        if found := check_folds(self) + check_reconstruction(self):
+        if found := check_folds(self) + check_reconstruction(self) + check_stream(self):
             raise ValueError("\n".join(found))
 
 
-def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float32", **fields) -> Dataset:
+def load(
+    source: str | Data,
+    base: str | Path | None = None,
+    dtype: Any = "float32",
+    device: Backend | None = None,
+    **fields,
+) -> Dataset:
     """The data set of a `Data`, or of a name or path and the fields of one: `load("iris", validation=0.2)`.
 
     A relative path starts at `base`, by default the working directory. Bytes stay bytes, other numbers are kept in
-    `dtype`: a network of float64 wants its data in float64, for 0.05 as float32 is another number. Raises DataError for
-    what is wrong with the data, ConfigError for fields that do not fit the source.
+    `dtype`: a network of float64 wants its data in float64, for 0.05 as float32 is another number. The `device` is the
+    one whose memory `stream = "auto"` looks at; the `source` of the data set says what that came to. Raises DataError
+    for what is wrong with the data, ConfigError for fields that do not fit the source.
     """
     data = dataclasses.replace(source, **fields) if isinstance(source, Data) else Data(source=source, **fields)
     folder = Path(base or ".")
-    known, parts = _read(data, folder)
+    most = limit(data, device)
+    known, parts = _read(data, folder, most)
+    for part in parts.values():
+        expect_streamable(data, part)
     parts = {name: _as_series(part, data) for name, part in parts.items()}
     reconstructs = data.task == "reconstruction"
     if reconstructs:
@@ -140,6 +157,7 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
         x = x.astype(np.uint8, copy=False)
     if reconstructs:
         targets = x
+    data = dataclasses.replace(data, stream=settled(data, x, len(rows), device))
     how = (data.normalize, data.normalize_targets)
     if data.folds:
         known_classes = None if stratify is None else stratify[rows["train"]]
@@ -154,7 +172,9 @@ def load(source: str | Data, base: str | Path | None = None, dtype: Any = "float
         splits["test"] = _whole(preparation, parts["test"], data.missing, dtype)
     for name in ("validation", "test"):
         if isinstance(path := getattr(data, name), str):
-            splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing, dtype)
+            splits[name] = read_labelled(preparation, folder / Path(path).expanduser(), data.missing, dtype, most)
+    if said := stream(data.stream, data.seed):
+        splits = {name: dataclasses.replace(split, stream=said) for name, split in splits.items()}
     for name, split in splits.items():
         if split.targets.shape[1:] != targets.shape[1:]:
             raise DataError(
@@ -183,22 +203,33 @@ def read_inputs(preparation: Preparation, path: str | Path, dtype: Any = "float3
 
 
 def read_rows(
-    preparation: Preparation, path: str | Path, dtype: Any = "float32"
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `read_inputs` gives, and the lengths (N,) of rows that are sequences, or None."""
-    raw = files.read_prepared(preparation, Path(path), labelled=False)
+    preparation: Preparation, path: str | Path, dtype: Any = "float32", most: int | None = None
+) -> tuple[Any, np.ndarray | None]:
+    """What `read_inputs` gives, and the lengths (N,) of rows that are sequences, or None.
+
+    Inputs of more than `most` bytes stay in an HDF5 file; a model takes them from there in portions.
+    """
+    raw = files.read_prepared(preparation, Path(path), labelled=False, most=most)
     return preparation.encode(raw, dtype), raw.lengths
 
 
-def read_labelled(preparation: Preparation, path: str | Path, missing: str = "error", dtype: Any = "float32") -> Split:
+def read_labelled(
+    preparation: Preparation,
+    path: str | Path,
+    missing: str = "error",
+    dtype: Any = "float32",
+    most: int | None = None,
+) -> Split:
     """The rows of a file with raw inputs and targets, as a split of all of them; `missing = "drop"` leaves out rows.
 
-    Raises DataError as `read_inputs`, and for a label that is none of the classes.
+    Inputs of more than `most` bytes stay in an HDF5 file, and come in portions. Raises DataError as `read_inputs`, and
+    for a label that is none of the classes.
     """
-    return _whole(preparation, files.read_prepared(preparation, Path(path), labelled=True), missing, dtype)
+    most = None if missing == "drop" else most
+    return _whole(preparation, files.read_prepared(preparation, Path(path), labelled=True, most=most), missing, dtype)
 
 
-def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
+def _read(data: Data, folder: Path, most: int | None) -> tuple[Entry | None, dict[str, Raw]]:
     """The catalog's entry, if the source is one, and its rows."""
     path = folder / Path(data.source).expanduser()
     name_only = data.source == Path(data.source).stem and not path.exists()
@@ -223,7 +254,7 @@ def _read(data: Data, folder: Path) -> tuple[Entry | None, dict[str, Raw]]:
     if known is None and data.window and path.suffix.lower() == ".txt":
         return None, {"train": read_text(path, data.window)}
     if known is None:
-        return None, files.read(path, **options, labelled=data.task != "reconstruction")
+        return None, files.read(path, **options, labelled=data.task != "reconstruction", most=most)
     if known.name in SEQUENCES:
         make, usual_rows, length = SEQUENCES[known.name]
         rng = random.generator(data.seed, f"data/{known.name}")
@@ -304,4 +335,5 @@ def _split(preparation: Preparation, raw: Raw, dtype: Any) -> Split:
     if raw.lengths is not None and targets.ndim == (2 if preparation.classes else 3):
         valid = (np.arange(x.shape[1]) < raw.lengths[:, None]).astype(dtype)
         weights = valid if weights is None else valid * weights[:, None]
-    return Split(x, targets, weights, np.arange(len(x), dtype=np.int64), raw.lengths)
+    stream = Stream() if isinstance(x, Stored) else None
+    return Split(x, targets, weights, np.arange(len(x), dtype=np.int64), raw.lengths, stream=stream)

@@ -1,14 +1,16 @@
 """Splits of a table into training, validation and test rows: index arrays over one table, drawn from a seed."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpbackprop.backend import random
 from gpbackprop.data.augment import Augment
+from gpbackprop.data.portions import Stream, block_rows
 from gpbackprop.data.preparation import Preparation
+from gpbackprop.data.stored import Stored, blocks
 from gpbackprop.errors import ConfigError, DataError
 
 
@@ -21,20 +23,35 @@ class Split:
     `lengths` (N,), the number of steps that count. Where they were cut, `windows` rows in a row are one sequence, and
     `index` holds the numbers of whole sequences. Where the data are folds, `index` is (F, n), the rows of each fold.
     Inputs and targets are as stored; `Preparation` says how they are normalised when a batch is gathered.
+    With a `stream` the rows come in portions; then the inputs may be a table in a file, and `index` is sorted.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     targets: np.ndarray
     weights: np.ndarray | None
     index: np.ndarray
     lengths: np.ndarray | None = None
     windows: int = 1
+    stream: Stream | None = None
 
     def __len__(self) -> int:
         return self.index.shape[-1]
 
+    def take(self, rows: slice) -> "Split":
+        """A few rows of the split as one of their own, which lies in memory."""
+        if self.stream is None:
+            return replace(self, index=self.index[rows])
+        few = self.index[rows]
+        pick = lambda a: None if a is None else a[few]  # noqa: E731
+        return Split(self.inputs[few], self.targets[few], pick(self.weights), np.arange(len(few)), pick(self.lengths))
+
     def cut(self, steps: int) -> "Split":
         """Each sequence as windows of `steps` steps. Raises ConfigError where that cannot be."""
+        if self.stream is not None:
+            raise ConfigError(
+                f"train.bptt = {steps}: cuts the rows of a table in memory, but data.stream reads them in portions; "
+                "leave train.bptt out, or set data.stream = false"
+            )
         n, length = self.inputs.shape[:2]
         count = length // steps
         if length % steps:
@@ -120,12 +137,16 @@ def partition(
 
 
 def digest(splits: dict[str, Split]) -> str:
-    """The SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of all arrays of `splits`."""
+    """The SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of all arrays of `splits`.
+
+    A streamed split adds the size of its blocks, which the order of its rows depends on, and a file that is written
+    with other chunks has other blocks.
+    """
     total = hashlib.sha256()
     seen: dict[int, int] = {}
     for name in sorted(splits):
         split = splits[name]
-        arrays = [split.inputs, split.targets, split.weights, split.index]
+        arrays: list[Any] = [split.inputs, split.targets, split.weights, split.index]
         for array in arrays if split.lengths is None else [*arrays, split.lengths]:
             if array is None:
                 total.update(f"{name} none\n".encode())
@@ -134,5 +155,8 @@ def digest(splits: dict[str, Split]) -> str:
             else:
                 seen[id(array)] = len(seen)
                 total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-                total.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+                for part in blocks(array, None, array.at_once) if isinstance(array, Stored) else [array]:
+                    total.update(memoryview(np.ascontiguousarray(part)).cast("B"))
+        if split.stream is not None:
+            total.update(f"{name} blocks of {block_rows(split.inputs, split.stream)}\n".encode())
     return total.hexdigest()

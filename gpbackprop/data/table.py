@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpbackprop.data.stored import Stored, blocks
 from gpbackprop.errors import DataError
 
 BLOCK = 1 << 18  # elements that are converted to float64 at a time
@@ -73,21 +74,31 @@ def missing(column: Cells) -> np.ndarray:
     return np.asarray(found.reshape(len(found), math.prod(found.shape[1:])).any(axis=1))
 
 
-def as_table(x: np.ndarray, where: str, what: str) -> np.ndarray:
+def as_table(x: Any, where: str, what: str) -> Any:
     """`x` (N, ...), as uint8 where it is a boolean array, or one of integers that all lie in 0..255.
+
+    A table in a file stays there.
 
     Raises DataError when `x` holds something else than real numbers, or no rows.
     """
     if x.ndim == 0 or x.size == 0:
         raise DataError(f"{where}: {what} has the shape {x.shape}; expected rows of values along the first axis")
     if x.ndim == 1:
-        x = x[:, None]
+        x = x.reshape(len(x), 1)
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {what} has the dtype {x.dtype}; expected integers, booleans or real numbers")
+    if isinstance(x, Stored):
+        return x.astype(np.uint8) if _holds_bytes(x) else x
     if x.dtype.kind == "b" or x.dtype == np.uint8:
         return np.ascontiguousarray(x.view(np.uint8))
-    if x.dtype.kind not in "iuf":
-        raise DataError(f"{where}: {what} has the dtype {x.dtype}; expected integers, booleans or real numbers")
-    bytes_ = x.dtype.kind in "iu" and x.min() >= 0 and x.max() <= 255
-    return np.ascontiguousarray(x, dtype=np.uint8 if bytes_ else None)
+    return np.ascontiguousarray(x, dtype=np.uint8 if _holds_bytes(x) else None)
+
+
+def _holds_bytes(x: Any) -> bool:
+    if x.dtype.kind == "b" or x.dtype == np.uint8:
+        return True
+    parts = blocks(x, None, x.at_once) if isinstance(x, Stored) else [x]
+    return x.dtype.kind in "iu" and all(part.min() >= 0 and part.max() <= 255 for part in parts)
 
 
 def as_targets(y: np.ndarray, rows: int, where: str, what: str, steps: int = 0) -> Words | np.ndarray:

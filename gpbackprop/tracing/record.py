@@ -71,7 +71,7 @@ def _trainer(config: Config, row: int) -> Trainer:
         raise UsageError(f"--row {row}: the training split has the rows 0 to {len(split) - 1}")
     if not config.optimizer.gradient:
         raise UsageError(f"{type_name(type(config.optimizer))} learns without gradients: there is nothing to trace")
-    few = dataclasses.replace(data, splits={"train": dataclasses.replace(split, index=split.index[[row]])})
+    few = dataclasses.replace(data, splits={"train": split.take(slice(row, row + 1))})
     train = dataclasses.replace(
         config.train, batch_size=1, shuffle=False, precision="float32", metrics=(), early_stopping=None
     )

@@ -90,7 +90,7 @@ class Places:
         facts: list[Any] = [self.at.outer, self.at.inner, self.axes, self.lanes]
         for part, full in self.members:
             views = [(self.number(p), p.dtype.name, self.at.strides[id(p), full]) for p in views_of(part)]
-            steps = [read.step if isinstance(read, Row) else 0 for read in part.reads]
+            steps = [(read.step, read.rows) if isinstance(read, Row) else 0 for read in part.reads]
             facts += [full, part.join, part.value, part.tail, views, steps]
         return repr(facts)
 
@@ -328,6 +328,8 @@ class Writer:
             index = self._value(read.index, full, lanes)
             dtype = read.index.dtype
             index = emit.converted(self.b, index, dtype, INTEGER, lanes)
+            index = emit.bound(self.b, ">", index, emit.constant(0, INTEGER, lanes), INTEGER)  # as NumPy clips it
+            index = emit.bound(self.b, "<", index, emit.constant(read.rows - 1, INTEGER, lanes), INTEGER)
             starts = self.b.mul(index, emit.constant(read.step, INTEGER, lanes))
             return self._load(read.table, full, lanes, starts, self._varies(read.index, full))
         key = self.at.key(read, full)
