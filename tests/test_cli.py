@@ -452,9 +452,10 @@ def test_training_goes_on_where_stderr_takes_no_more_and_the_log_says_so(here):
 
 
 @full_disk
-def test_a_result_that_finds_no_room_is_an_error_of_the_call(trained):
+@pytest.mark.parametrize("line", [["evaluate", "run"], ["predict", "run", "iris.csv"]], ids=["evaluate", "predict"])
+def test_a_result_that_finds_no_room_is_an_error_of_the_call(trained, line):
     with FULL.open("w") as full:
-        command = [sys.executable, "-m", "gpbackprop", "evaluate", "run"]
+        command = [sys.executable, "-m", "gpbackprop", *line]
         pipes = {"stdout": full, "stderr": subprocess.PIPE, "encoding": "utf-8"}
         done = subprocess.run(command, cwd=trained, env=environment(), timeout=60, **pipes)
     assert done.returncode == 2

@@ -56,7 +56,9 @@ def command(model, input, output, probabilities, member, best, device):
     if output:
         _write(output, lambda file: _as_text(file, text))
     else:
-        text(sys.stdout)
+        with screen.writing_results():
+            text(sys.stdout)
+            sys.stdout.flush()
 
 
 def _columns(model, arrays: dict[str, Any], chosen: list[int]) -> tuple[list[str], list[Any]]:

@@ -72,9 +72,16 @@ class _Screen(logging.Handler):
 
 
 def result(text: str = "") -> None:
-    """A line of the result. Raises UsageError where stdout takes no more; a reader that went away is another matter."""
-    try:
+    """A line of the result."""
+    with writing_results():
         click.echo(text)
+
+
+@contextmanager
+def writing_results():
+    """Inside, stdout is written: where it takes no more, UsageError is raised. A reader that went away is no error."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
