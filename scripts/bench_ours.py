@@ -36,7 +36,7 @@ class Ours:
     def order(self) -> np.ndarray:
         """The rows of the next epoch, (steps, K, batch), which is a function of (seed, epoch)."""
         rows, epoch = len(self.trainer.data.splits["train"]), self.trainer.epoch
-        orders = np.stack([random.permutation(rows, seed, epoch) for seed in self.trainer.seeds])
+        orders = random.permutations(rows, self.trainer.seeds, epoch)
         return orders.reshape(len(orders), -1, self.trainer.batch_size).swapaxes(0, 1)
 
     def epoch(self, order: np.ndarray | None = None) -> np.ndarray:

@@ -224,6 +224,13 @@ def test_permutation_of_a_release_is_that_of_every_release():
     assert random.permutation(60000, 7, 3)[:5].tolist() == PERMUTATION_60000
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 10**6])
+def test_permutations_of_several_seeds_are_those_of_each(at_once, monkeypatch):
+    monkeypatch.setattr(random, "ELEMENTS", at_once)
+    together = random.permutations(37, (3, 1, 4, 1), 2)
+    assert np.array_equal(together, [random.permutation(37, seed, 2) for seed in (3, 1, 4, 1)])
+
+
 def test_keys_and_generators_of_a_release_are_those_of_every_release():
     assert random.key(1, "order").tolist() == KEY
     assert random.generator(1, "0-dense/W").integers(0, 1000, 4).tolist() == GENERATOR

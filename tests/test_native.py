@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from gpbackprop.numerics import numerics
 pytest.importorskip("llvmlite", reason='llvmlite is not installed: pip install "gpbackprop[compile]"')
 
 from gpbackprop.backend import native
-from gpbackprop.backend.native import engine, products
+from gpbackprop.backend.native import engine, loops, products
+from gpbackprop.backend.native.products import Part
 
 BATTERY = tapes.battery()
 
@@ -210,24 +212,23 @@ def test_equal_loops_have_one_text_whatever_they_work_on():
     assert len(engine._compiled) <= before + 1
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3000, 7), None), ((7, 3000), None), ((500, 40), 1), ((40, 500), 0)])
-def test_threads_share_large_loops_with_the_bits_of_one(shape, axis, monkeypatch):
-    monkeypatch.setattr(native, "LEAST", 1)
-    used, together = [], parallel.together
-    monkeypatch.setattr(parallel, "together", lambda works: used.append(len(works)) or together(works))
+@pytest.mark.parametrize(("shape", "axis"), [((300, 7), None), ((7, 300), None), ((50, 40), 1), ((40, 50), 0)])
+def test_parts_of_a_loop_have_the_bits_of_the_whole(shape, axis):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    results = []
-    for workers in (1, 2, 3):
-        y = np.zeros_like(x)
-        calls = [Call("tanh", np.tanh, (x,), y)]
-        if axis is not None:
-            row = np.zeros_like(x.sum(axis=axis, keepdims=True))
-            calls.append(Call("sum", np.sum, (y,), row, {"axis": axis, "keepdims": True}))
-            calls.append(Call("divide", np.divide, (y, row), y))
-        native.compile(calls, workers=workers)()
-        results.append(y.tobytes())
-    assert {2, 3} <= set(used)
-    assert len(set(results)) == 1
+    y = np.zeros_like(x)
+    calls = [Call("tanh", np.tanh, (x,), y)]
+    if axis is not None:
+        row = np.zeros_like(x.sum(axis=axis, keepdims=True))
+        calls.append(Call("sum", np.sum, (y,), row, {"axis": axis, "keepdims": True}))
+        calls.append(Call("divide", np.divide, (y, row), y))
+    native.compile(calls)()
+    (item,), whole = groups(calls, np.empty), y.copy()
+    written = loops.write(item)
+    y.fill(0)
+    addresses, cuts = np.array(written.addresses, np.int64), [0, 1, written.count // 3, written.count]
+    ends = list(pairwise(cuts))
+    native.Program([Part(engine.address(written.source), addresses, *end, 1) for end in ends], item)()
+    assert y.tobytes() == whole.tobytes()
 
 
 # Training.

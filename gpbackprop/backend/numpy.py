@@ -213,8 +213,7 @@ class Compiled(Backend):
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
         from gpbackprop.backend import native
 
-        workers = parallel.threads()
-        return parallel.shared(calls, native.compile, workers, CACHE) or native.compile(calls, workers=workers)
+        return parallel.shared(calls, native.compile, parallel.threads(), CACHE) or native.compile(calls)
 
     def repeat(self, parts: Sequence[Any], times: int, watched: Array) -> Callable[[], int] | None:
         from gpbackprop.backend import native

@@ -5,8 +5,11 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+
+ELEMENTS = 2**17  # of permutations that are made at once, which stay in the cache
 
 
 def key(seed: int, purpose: str, words: int = 2) -> np.ndarray:
@@ -40,21 +43,32 @@ def permutation(n: int, seed: int, epoch: int | str) -> np.ndarray:
     Six Feistel rounds over the next even power of two; indices that fall outside 0..n-1 walk on until they return
     (J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
     """
+    return permutations(n, [seed], epoch)[0]
+
+
+def permutations(n: int, seeds: Sequence[int], epoch: int | str) -> np.ndarray:
+    """Those of several seeds, (K, n)."""
+    at_once = max(1, ELEMENTS // max(n, 1))
+    parts = [_permutations(n, seeds[k : k + at_once], epoch) for k in range(0, len(seeds), at_once)]
+    return np.concatenate(parts)
+
+
+def _permutations(n: int, seeds: Sequence[int], epoch: int | str) -> np.ndarray:
     half = np.uint32(max(1, -(-(n - 1).bit_length() // 2)))
     mask = np.uint32((1 << int(half)) - 1)
-    rounds = key(seed, f"order/{epoch}", 6)
-    order = np.arange(n, dtype=np.uint32)
-    outside = np.arange(n)
+    rounds = np.array([key(seed, f"order/{epoch}", 6) for seed in seeds])
+    order = np.tile(np.arange(n, dtype=np.uint32), len(seeds))
+    outside = np.arange(order.size)
     while len(outside):
-        walk = order[outside]
+        walk, own = order[outside], rounds[outside // n if len(seeds) > 1 else [0]]
         left, right = walk >> half, walk & mask
-        for k in rounds:
-            f, t = right ^ k, np.empty_like(right)
+        for r in range(rounds.shape[1]):
+            f, t = right ^ own[:, r], np.empty_like(right)
             mix(np, f, t)
             left, right = right, (left ^ f) & mask
         order[outside] = (left << half) | right
         outside = np.flatnonzero(order >= n)
-    return order.astype(np.int64)
+    return order.reshape(len(seeds), n).astype(np.int64)
 
 
 def uniform(xp, out, bits, index, key, step) -> None:

@@ -16,7 +16,7 @@ _NUMBERS = (bool, int, float)
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """table[index]: `table` is row 0 of `rows` over the space, `step` the elements from row to row, `whole` all of it."""
+    """table[index]: `table` is row 0 over the space, the `rows` are `step` elements apart, `whole` is all of them."""
 
     table: View
     index: View

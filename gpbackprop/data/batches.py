@@ -114,7 +114,7 @@ def order(split: Split, batch: int, seeds: Sequence[int], epoch: int, shuffle: b
     k, n, windows = len(seeds), len(split), split.windows
     rows = np.broadcast_to(split.index, (k, n))
     if shuffle:
-        rows = np.stack([own[random.permutation(n, seed, epoch)] for own, seed in zip(rows, seeds, strict=True)])
+        rows = np.take_along_axis(rows, random.permutations(n, seeds, epoch), axis=1)
     if windows == 1:
         return rows
     full = n // batch * batch

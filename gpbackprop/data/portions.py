@@ -83,7 +83,7 @@ def order_within(rows: int, seeds: Sequence[int], epoch: int, number: int, shuff
     """The order (K, rows) in which the members visit the rows of a portion."""
     if not shuffle:
         return np.broadcast_to(np.arange(rows), (len(seeds), rows))
-    return np.stack([random.permutation(rows, seed, f"{epoch}/{number}") for seed in seeds])
+    return random.permutations(rows, seeds, f"{epoch}/{number}")
 
 
 class Tables:

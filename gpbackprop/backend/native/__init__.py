@@ -7,13 +7,12 @@ compiled form, such as Python code, stands between two programs. This is the one
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from gpbackprop.backend import parallel, replay
+from gpbackprop.backend import replay
 from gpbackprop.backend.fuse import Group, groups
 from gpbackprop.backend.native import emit, engine, loops, products
 from gpbackprop.backend.native.emit import I64, POINTER
@@ -22,21 +21,20 @@ from gpbackprop.backend.native.products import SIGNATURE, Part
 from gpbackprop.backend.replay import Step
 from gpbackprop.backend.tape import Call
 
-LINE = 64  # elements of some lines of the cache
 SHORT = 2**22  # additions of a step that a call of several steps gains something by
-LEAST = 2**20  # additions of loops that threads share; less is not worth the handing over
 
 
-def compile(*tapes: Sequence[Call], workers: int = 1) -> Step:
-    """One call that makes all calls of the tapes in order, large loops on `workers` threads.
+def compile(*tapes: Sequence[Call]) -> Step:
+    """One call that makes all calls of the tapes in order.
 
     Sums, and functions such as exp, round otherwise than NumPy's; no call joins one of another tape in a loop.
     """
-    items = [item for calls in tapes for item in groups([_sum_of_rows(call) or call for call in calls], np.empty)]
-    return assembled(items, workers)
+    return assembled(
+        [item for calls in tapes for item in groups([_sum_of_rows(call) or call for call in calls], np.empty)]
+    )
 
 
-def assembled(items: Sequence[Group | Call], workers: int = 1) -> Step:
+def assembled(items: Sequence[Group | Call]) -> Step:
     """One call that does what `items` say, in order."""
     steps: list[Step] = []
     program: list[Part] = []
@@ -44,30 +42,15 @@ def assembled(items: Sequence[Group | Call], workers: int = 1) -> Step:
     engine.build([(item.name, item.source) for item in written if isinstance(item, Loops)])
     for item in written:
         if isinstance(item, Loops):
-            shares = _shares(item, workers if item.work >= LEAST else 1)
-            if len(shares) == 1:
-                program += shares
-                continue
-            done = parallel.together([Program([share], item) for share in shares])
+            arguments = np.array(item.addresses, np.int64)
+            program.append(Part(engine.address(item.source), arguments, 0, item.count, item.work))
         elif item.name == "gemm" and (part := products.part(item)):
             program.append(part)
-            continue
         else:
-            done = replay.compile([item])
-        steps += [Program(program, written), done] if program else [done]
-        program = []
+            steps += [*([Program(program, written)] if program else []), *replay.lowered(item)]
+            program = []
     steps += [Program(program, written)] if program else []
     return steps[0] if len(steps) == 1 else replay.in_order(steps)
-
-
-def _shares(item: Loops, workers: int) -> list[Part]:
-    """The loops as one part for each worker, each with whole lines of the cache where there are many elements."""
-    line = LINE if item.count >= LINE * workers else 1
-    cuts = [item.count * n // workers // line * line for n in range(workers)]
-    arguments = np.array(item.addresses, np.int64)
-    ends = [(start, stop) for start, stop in pairwise([*cuts, item.count]) if stop > start]
-    work = item.work // len(ends)
-    return [Part(engine.address(item.source), arguments, start, stop, work) for start, stop in ends]
 
 
 def _sum_of_rows(call: Call) -> Call | None:
