@@ -336,15 +336,52 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step_also_among_steps_that_ar
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [100, 20])  # an epoch of 15 steps, and of 72, of which 64 are done together
 @pytest.mark.parametrize("model", MODELS)
-def test_a_member_of_a_compiled_population_is_the_network_alone(model, threads, monkeypatch):
+def test_a_member_of_a_compiled_population_is_the_network_alone(model, batch, threads, monkeypatch):
     monkeypatch.setattr(parallel, "threads", lambda: threads)
     monkeypatch.setattr(parallel, "LEAST", 1)
     monkeypatch.setattr(numpy, "CACHE", 2**10)
-    three = trained(model=model, population=3)
+    apart, tapes = parallel.apart, []
+    monkeypatch.setattr(parallel, "apart", lambda *all: tapes.append(apart(*all)) or tapes[-1])
+    three = trained(model=model, population=3, batch_size=batch)
+    assert (batch == 20) == any(found is not None for found in tapes)
     for k in range(3):
-        alone = trained(model=model, seed=k)
+        alone = trained(model=model, seed=k, batch_size=batch)
         assert three.network.w[k].tobytes() == alone.network.w[0].tobytes()
+
+
+def test_a_loss_that_is_not_finite_of_one_member_is_found_in_its_step():
+    model, iris = gp.Chain(gp.Dense(5, activation="relu"), gp.Dense(3)), gp.data.load("iris")
+    run = gp.Trainer(
+        model, gp.SoftmaxCrossEntropy(), gp.SGD((0.1, 0.1, 3e37)), iris, batch_size=4, device="cpu", compile=True,
+        population=3,
+    )  # fmt: skip
+    with pytest.raises(gp.errors.NumericalError, match=r"at step 2 \(epoch 1\)"):
+        run.fit(1)
+
+
+def test_members_that_have_to_do_with_each_other_are_not_kept_apart():
+    x, y, total = np.zeros((4, 3)), np.zeros((4, 3)), np.zeros((1, 3))
+    own = Call("add", np.add, (x, 1), y)
+    assert parallel.apart([[own]], 4, 2) is not None
+    assert parallel.apart([[own, Call("sum", np.sum, (y,), total, {"axis": 0, "keepdims": True})]], 4, 2) is None
+    shifted = np.zeros((5, 3))
+    assert parallel.apart([[Call("add", np.add, (shifted[1:], 1), shifted[:-1])]], 4, 2) is None
+
+
+def test_members_that_are_kept_apart_count_for_themselves():
+    place, x = np.zeros(1, np.int64), np.zeros((4, 1))
+    calls = [Call("add", np.add, (x, place), x), Call("add", np.add, (place, 1), place)]
+    lists, begin = parallel.apart([calls], 4, 4)
+    for _ in range(2):
+        begin()
+        for (own,) in lists:
+            for _ in range(3):
+                for call in own:
+                    make(call)
+    assert place.tolist() == [6]
+    assert x.ravel().tolist() == [0 + 1 + 2 + 3 + 4 + 5] * 4
 
 
 def test_a_compiled_step_asks_python_for_no_memory():

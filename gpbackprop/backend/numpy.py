@@ -160,6 +160,7 @@ class Recorded:
     def __init__(self, backend: Backend, steps: Sequence[Callable[[], None]]):
         self.backend, self.tape, self.steps = backend, backend.tape, tuple(steps)
         self.replayed: Callable[[], None] | None = None
+        self.calls: list[Call] | None = None
 
     def __call__(self) -> None:
         if self.replayed is not None and self.tape.calls is None:
@@ -173,7 +174,7 @@ class Recorded:
 
     def record(self) -> Callable[[], None]:
         """Write the calls down; where a tape rounds, nothing is done meanwhile."""
-        calls = self.tape.record(self.steps, listens=self.backend.rounds)
+        self.calls = calls = self.tape.record(self.steps, listens=self.backend.rounds)
         if calls is None:
             log.info("xp.%s is called without out=: this step runs as it is, not from a tape", self.tape.lost)
         self.replayed = self._as_they_are if calls is None else self.backend.replay(calls)
@@ -218,4 +219,7 @@ class Compiled(Backend):
     def repeat(self, parts: Sequence[Any], times: int, watched: Array) -> Callable[[], int] | None:
         from gpbackprop.backend import native
 
-        return native.repeated([part.replayed or part.record() for part in parts], times, watched)
+        steps = [part.replayed or part.record() for part in parts]
+        if len(watched) > 1 and all(part.calls for part in parts):
+            return native.repeated_by_members([part.calls for part in parts], times, watched, CACHE)
+        return native.repeated(steps, times, watched)

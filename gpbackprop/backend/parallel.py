@@ -8,7 +8,7 @@ those of one thread: a member's numbers come from the same calls on the same row
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from gpbackprop.backend.replay import Step, in_order
 from gpbackprop.backend.tape import Call
 
 LEAST = 2**17  # elements that a run of calls writes; less is not worth the handing over, of about ten microseconds
+LITTLE = 64  # bytes of an array that all members share and each thread can have for itself
 LARGEST = 2**18  # multiplications of one product; larger ones BLAS shares among the cores itself
 
 
@@ -50,10 +51,7 @@ def shared(calls: Sequence[Call], compile: Callable[..., Step], workers: int, ca
 
 def _works(run: Sequence[Call], members: int, workers: int, compile: Callable[..., Step], cache: int) -> list[Step]:
     """The run as one call for each thread."""
-    tables = [call.inputs[0] for call in run if call.name == "gather"]
-    touched = {_span(x) for call in run for x in (*call.inputs, call.out) if isinstance(x, np.ndarray)}
-    size = sum(end - start for start, end in touched - {_span(table) for table in tables})
-    each = min(-(-size // cache), members) // workers or 1  # parts that a thread takes one after the other
+    each = min(-(-touched([run]) // cache), members) // workers or 1  # parts that a thread takes one after the other
     tapes = list(zip(*(_parts(call, members, workers * each) for call in run), strict=True))
     return [compile(*tapes[n : n + each]) for n in range(0, len(tapes), each)]
 
@@ -79,15 +77,73 @@ def _runs(calls: Sequence[Call], members: int, workers: int) -> Iterator[tuple[l
         yield run, cut
 
 
+def apart(
+    tapes: Sequence[Sequence[Call]], members: int, count: int
+) -> tuple[list[list[list[Call]]], Callable[[], None]] | None:
+    """The tapes as `count` lists of tapes, each for some of the members, which need not wait for each other; and a call
+    that has them begin alike. None where members have to do with each other.
+
+    What all members share and a tape counts, such as the place in an epoch, each list has for itself: the first one
+    works on the arrays of the tapes, the others on copies, which that call brings up to date.
+    """
+    common = [call for calls in tapes for call in calls if not _divides(call, members)]
+    if any(not isinstance(call.function, np.ufunc) or call.out.nbytes > LITTLE for call in common):
+        return None
+    shared = {_span(call.out): call.out for call in common}
+    copies = [shared, *({span: np.empty_like(x) for span, x in shared.items()} for _ in range(1, count))]
+    parts = [
+        [_parts(call, members, count) if _divides(call, members) else [call] * count for call in calls]
+        for calls in tapes
+    ]
+    lists = [[[_with(part[n], copies[n]) for part in calls] for calls in parts] for n in range(count)]
+    spans = [_Spans(1), _Spans(1)]
+    for n, own in enumerate(lists):
+        for calls in own:
+            for call in calls:
+                spans[n % 2].add([call])
+    if any(_meet(a.written[0], b.touched[0]) for a, b in (spans, spans[::-1])):
+        return None
+
+    def begin() -> None:
+        for each in copies[1:]:
+            for span, x in shared.items():
+                np.copyto(each[span], x)
+
+    return lists, begin
+
+
+def _with(call: Call, copies: Mapping[tuple[int, int], np.ndarray]) -> Call:
+    """The call with copies in the place of arrays."""
+
+    def own(x: Any) -> Any:
+        found = copies.get(_span(x)) if isinstance(x, np.ndarray) else None
+        return x if found is None or found.dtype != x.dtype else found.reshape(x.shape)
+
+    return replace(call, inputs=tuple(map(own, call.inputs)), out=own(call.out))
+
+
+def touched(tapes: Iterable[Sequence[Call]]) -> int:
+    """The bytes that the calls read and write, but for tables of which they take some rows."""
+    calls = [call for calls in tapes for call in calls]
+    tables = {_span(call.inputs[0]) for call in calls if call.name == "gather"}
+    spans = {_span(x) for call in calls for x in (*call.inputs, call.out) if isinstance(x, np.ndarray)}
+    return sum(end - start for start, end in spans - tables)
+
+
+def places(members: int, count: int) -> list[slice]:
+    """`count` parts of the members, as equal as can be."""
+    return [slice(*ends) for ends in pairwise(np.linspace(0, members, count + 1).astype(int).tolist())]
+
+
 def _divides(call: Call, members: int) -> bool:
     """Whether a call writes something for each member that is a call of its own."""
     out = call.out
     if not isinstance(out, np.ndarray) or not out.ndim or len(out) != members:
         return False
-    if call.name in ("sum", "max", "min", "mean"):
+    if call.name in ("sum", "max", "min", "mean", "argmax"):
         (x,), axes = call.inputs, call.options.get("axis")
         return axes is not None and all(a % x.ndim for a in np.atleast_1d(axes)) and len(x) == members
-    return isinstance(call.function, np.ufunc) or call.name in ("gemm", "gather", "copyto")
+    return isinstance(call.function, np.ufunc) or call.name in ("gemm", "gather", "copyto", "clip")
 
 
 def _parts(call: Call, members: int, count: int) -> list[Call]:
@@ -99,10 +155,9 @@ def _parts(call: Call, members: int, count: int) -> list[Call]:
         own = isinstance(x, np.ndarray) and x.ndim and len(x) == members and not (from_last and x.ndim < out.ndim)
         return x[place] if own else x
 
-    places = [slice(*ends) for ends in pairwise(np.linspace(0, members, count + 1).astype(int).tolist())]
     return [
         replace(call, inputs=(*table, *(take(x, place) for x in call.inputs[len(table) :])), out=out[place])
-        for place in places
+        for place in places(members, count)
     ]
 
 
@@ -135,7 +190,13 @@ def _span(x: np.ndarray) -> tuple[int, int]:
 
 
 def _meet(ones: set[tuple[int, int]], others: set[tuple[int, int]]) -> bool:
-    return any(a < d and c < b for a, b in ones for c, d in others)
+    """Whether a span of the ones and one of the others have a byte in common."""
+    reached = [0, 0]
+    for start, end, which in sorted([(*span, 0) for span in ones] + [(*span, 1) for span in others]):
+        if start < reached[1 - which] and start < end:
+            return True
+        reached[which] = max(reached[which], end)
+    return False
 
 
 class _Worker:

@@ -6,13 +6,13 @@ compiled form, such as Python code, stands between two programs. This is the one
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from gpbackprop.backend import replay
+from gpbackprop.backend import parallel, replay
 from gpbackprop.backend.fuse import Group, groups
 from gpbackprop.backend.native import emit, engine, loops, products
 from gpbackprop.backend.native.emit import I64, POINTER
@@ -89,8 +89,48 @@ def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable
     programs = [step for step in steps if isinstance(step, Program)]
     if len(programs) != len(steps) or sum(program.work for program in programs) > SHORT:
         return None
-    run, places = _repeater(), [(program.place, program.count) for program in programs]
-    return lambda: run(*places[0], *places[1], watched.ctypes.data, watched.size, times)
+    there, back = programs
+    run, place, size = _repeater(), watched.ctypes.data, watched.size
+
+    def steps_together() -> int:  # which keeps the programs, and with them their memory
+        return run(there.place, there.count, back.place, back.count, place, size, times)
+
+    return steps_together
+
+
+def repeated_by_members(
+    tapes: Sequence[Sequence[Call]], times: int, watched: np.ndarray, cache: int
+) -> Callable[[], int] | None:
+    """The same for tapes of several members, as far as these have nothing to do with each other.
+
+    Each thread does all steps of some members, as many as fit into `cache` bytes, before it comes to the next ones.
+    """
+    members, workers = len(watched), parallel.threads()
+    count = min(members, max(workers, -(-parallel.touched(tapes) // cache)))
+    found = parallel.apart(tapes, members, count)
+    if found is None:
+        return None
+    lists, begin = found
+    parts = [
+        repeated([compile(calls) for calls in own], times, watched[place])
+        for own, place in zip(lists, parallel.places(members, count), strict=True)
+    ]
+    runs = [part for part in parts if part is not None]
+    if len(runs) < count:
+        return None
+    done = [0] * workers
+
+    def work(n: int) -> None:
+        done[n] = min(run() for run in runs[n::workers])
+
+    together = parallel.together([partial(work, n) for n in range(workers)])
+
+    def run() -> int:
+        begin()
+        together()
+        return min(done)
+
+    return run
 
 
 def _run(b: ir.IRBuilder, rows: Any, count: Any) -> None:
