@@ -145,7 +145,7 @@ class Trainer:
         """Train until `epochs` epochs are done (`train.epochs` unless told); returns the history, one row an epoch.
 
         Stops when `stop_requested` is set, as soon as the steps are done that the device has begun together (one on the
-        CPU, at most 16 on CUDA), and early where `train.early_stopping` says so.
+        CPU, at most 16 on CUDA and of short compiled steps), and early where `train.early_stopping` says so.
         Raises NumericalError, before the update, when the loss is not finite.
         """
         self.epochs = epochs or self.train.epochs
@@ -411,7 +411,7 @@ class Hook:
     """Called by `fit` after each step and each epoch."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """After each step, or each group of steps that the device does together: up to 16 on CUDA, one on the CPU.
+        """After each step, or each group of steps that the device does together: up to 16 on CUDA and of short compiled steps, else one.
 
         `trainer.step` counts them already. On CUDA they may still be at work: to read an array waits for them.
         """
