@@ -411,7 +411,7 @@ class Hook:
     """Called by `fit` after each step and each epoch."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """After each step, or each group of steps that the device does together: up to 16 on CUDA and of short compiled steps, else one.
+        """After each step, or group of steps that are done together: up to 16 on CUDA, and of short compiled steps.
 
         `trainer.step` counts them already. On CUDA they may still be at work: to read an array waits for them.
         """
