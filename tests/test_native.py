@@ -231,6 +231,33 @@ def test_parts_of_a_loop_have_the_bits_of_the_whole(shape, axis):
     assert y.tobytes() == whole.tobytes()
 
 
+def test_a_place_that_nobody_reads_afterwards_is_not_written():
+    g, w, delta, copy = np.arange(40.0), np.ones(40), np.full(40, 7.0), np.zeros(40)
+    calls = [Call("multiply", np.multiply, (g, 0.5), delta), Call("subtract", np.subtract, (w, delta), w)]
+    native.compile(calls, spare=[delta])()
+    assert np.array_equal(w, 1 - g / 2)
+    assert (delta == 7).all()
+    read = Call("copyto", np.copyto, (delta[::-1],), copy)
+    stays = Call("python", lambda: None, (), None, verb=True)
+    for more, spare in (([], []), ([read], [delta]), ([stays], [delta])):
+        w.fill(1), delta.fill(7)
+        native.compile([*calls, *more], spare=spare)()
+        assert np.array_equal(delta, g / 2)
+        assert np.array_equal(w, 1 - g / 2)
+
+
+def test_what_a_row_needs_again_is_written():
+    x, t, top = np.random.default_rng(0).normal(size=(30, 20)), np.zeros((30, 20)), np.zeros((30, 1))
+    calls = [
+        Call("multiply", np.multiply, (x, x), t),
+        Call("max", np.max, (t,), top, {"axis": 1, "keepdims": True}),
+        Call("divide", np.divide, (t, top), x),
+    ]
+    expected = x * x / (x * x).max(1, keepdims=True)
+    native.compile(calls, spare=[t])()
+    np.testing.assert_allclose(x, expected)
+
+
 # Training.
 
 

@@ -126,7 +126,8 @@ def _meet(one: Sequence[tuple[View, bool]], other: Sequence[tuple[View, bool]]) 
 class Group:
     """Statements over one space: `shape`, of which the axes flagged in `inner` make up a row.
 
-    `members` holds each with whether it stands for every element of a row.
+    `members` holds each with whether it stands for every element of a row, `forgotten` the places that it writes and
+    nobody reads.
     """
 
     def __init__(self, parts: Sequence[Statement] = ()) -> None:
@@ -134,6 +135,7 @@ class Group:
         self.inner: tuple[bool, ...] = ()
         self.members: list[tuple[Statement, bool]] = []
         self.accesses: list[Access] = []
+        self.forgotten: list[View] = []
         self.whole = all(self._take(part) for part in parts)
 
     @property

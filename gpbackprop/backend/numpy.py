@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,10 @@ class Backend:
         raw = np.zeros(count + LINE, np.uint8)
         start = -raw.ctypes.data % LINE
         return raw[start : start + count].view(dtype).reshape(shape)
+
+    def spare(self, array: Array) -> Array:
+        """`array`, whose values nobody wants once the captured call that writes them is over."""
+        return array
 
     def array(self, host: np.ndarray) -> Array:
         """A device array with the values of `host`, which nobody changes afterwards: here it may be `host` itself."""
@@ -204,6 +209,7 @@ class Compiled(Backend):
                 'pip install "gpbackprop[compile]", or set compile = false'
             ) from error
         self.compiler = llvmlite.__version__
+        self._spare: list[Array] = []
 
     def compiling(self, wanted: bool) -> Backend:
         return self if wanted else Backend()
@@ -211,15 +217,24 @@ class Compiled(Backend):
     def libraries(self) -> dict[str, str]:
         return {"llvmlite": self.compiler}
 
+    def spare(self, array: Array) -> Array:
+        self._spare.append(array)
+        return array
+
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
+        compile = self._compiler()
+        return parallel.shared(calls, compile, parallel.threads(), CACHE) or compile(calls)
+
+    def _compiler(self) -> Callable[..., Callable[[], None]]:
         from gpbackprop.backend import native
 
-        return parallel.shared(calls, native.compile, parallel.threads(), CACHE) or native.compile(calls)
+        return partial(native.compile, spare=self._spare)
 
     def repeat(self, parts: Sequence[Any], times: int, watched: Array) -> Callable[[], int] | None:
         from gpbackprop.backend import native
 
         steps = [part.replayed or part.record() for part in parts]
         if len(watched) > 1 and all(part.calls for part in parts):
-            return native.repeated_by_members([part.calls for part in parts], times, watched, CACHE)
+            tapes = [part.calls for part in parts]
+            return native.repeated_by_members(tapes, self._compiler(), times, watched, CACHE)
         return native.repeated(steps, times, watched)

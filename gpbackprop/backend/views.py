@@ -53,6 +53,11 @@ class View:
         except np.exceptions.TooHardError:
             return True
 
+    def inside(self, other: "View") -> bool:
+        """Whether it lies between the ends of another one."""
+        (low, high), (first, last) = self.bounds, other.bounds
+        return first <= low and high <= last
+
     def at(self, axis: int, i: int) -> "View":
         """The elements with index i along an axis."""
         start = self.address + i * self.strides[axis]

@@ -89,7 +89,7 @@ class Binding:
         self.optimizer, self.network, self.xp = optimizer, network, network.backend.xp
         self.w, self.g = network.w, network.g
         self.taken = 0
-        self.delta = self.scratch()
+        self.delta = network.backend.spare(self.scratch())
         self.lr = self.column("lr")
         self.rate = self.lr.copy()
         self.arrays: dict[str, Array] = {}

@@ -13,25 +13,43 @@ import numpy as np
 from llvmlite import ir
 
 from gpbackprop.backend import parallel, replay
-from gpbackprop.backend.fuse import Group, groups
+from gpbackprop.backend.fuse import Fixed, Group, groups
 from gpbackprop.backend.native import emit, engine, loops, products
 from gpbackprop.backend.native.emit import I64, POINTER
 from gpbackprop.backend.native.loops import Loops
 from gpbackprop.backend.native.products import SIGNATURE, Part
 from gpbackprop.backend.replay import Step
 from gpbackprop.backend.tape import Call
+from gpbackprop.backend.views import View, view
 
 SHORT = 2**22  # additions of a step that a call of several steps gains something by
 
 
-def compile(*tapes: Sequence[Call]) -> Step:
+def compile(*tapes: Sequence[Call], spare: Sequence[np.ndarray] = ()) -> Step:
     """One call that makes all calls of the tapes in order.
 
-    Sums, and functions such as exp, round otherwise than NumPy's; no call joins one of another tape in a loop.
+    Sums, and functions such as exp, round otherwise than NumPy's; no call joins one of another tape in a loop. What a
+    loop writes into the arrays `spare`, and nothing else of its tape touches, need not get there.
     """
-    return assembled(
-        [item for calls in tapes for item in groups([_sum_of_rows(call) or call for call in calls], np.empty)]
-    )
+    items: list[Group | Call] = []
+    for calls in tapes:
+        own = groups([_sum_of_rows(call) or call for call in calls], np.empty)
+        _forget(own, [view(x, x.shape) for x in spare])
+        items += own
+    return assembled(items)
+
+
+def _forget(items: Sequence[Group | Call], spare: Sequence[View]) -> None:
+    """Note in each group which of the places that it writes nobody reads: those in `spare` that no other item has."""
+    touched = [Fixed(item).places if isinstance(item, Call) else item.touched for item in items]
+    for n, item in enumerate(items):
+        if isinstance(item, Group) and not any(item.inner):  # a second loop over a row would read them again
+            others = [places for m, places in enumerate(touched) if m != n]
+            item.forgotten = [
+                part.out for part, _ in item.members
+                if any(part.out.inside(x) for x in spare)
+                and not any(places is None or any(part.out.overlaps(p) for p, _ in places) for places in others)
+            ]  # fmt: skip
 
 
 def assembled(items: Sequence[Group | Call]) -> Step:
@@ -99,9 +117,10 @@ def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable
 
 
 def repeated_by_members(
-    tapes: Sequence[Sequence[Call]], times: int, watched: np.ndarray, cache: int
+    tapes: Sequence[Sequence[Call]], compile: Callable[..., Step], times: int, watched: np.ndarray, cache: int
 ) -> Callable[[], int] | None:
-    """The same for tapes of several members, as far as these have nothing to do with each other.
+    """The same for tapes of several members, as far as these have nothing to do with each other; `compile` makes a step
+    of a tape.
 
     Each thread does all steps of some members, as many as fit into `cache` bytes, before it comes to the next ones.
     """

@@ -61,6 +61,7 @@ class Places:
 
     def __init__(self, group: "Group"):
         self.members, self.at = group.members, Layout(group)
+        self.forgotten = {id(place) for place in group.forgotten}
         self.pointers: dict[tuple[int, str], tuple[int, View]] = {}
         for part, _ in self.members:
             for place in views_of(part):
@@ -83,7 +84,7 @@ class Places:
         for part, full in self.members:
             views = [(self.number(p), p.dtype.name, self.at.strides[id(p), full]) for p in views_of(part)]
             steps = [(read.step, read.rows) if isinstance(read, Row) else 0 for read in part.reads]
-            facts += [full, part.join, part.value, part.tail, views, steps]
+            facts += [full, part.join, part.value, part.tail, views, steps, id(part.out) in self.forgotten]
         return repr(facts)
 
     def _lane_axis(self) -> int | None:

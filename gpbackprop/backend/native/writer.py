@@ -264,7 +264,8 @@ class Writer:
         """The new value of an element; memory gets it later."""
         within, key = self.at.within(place, full), self.at.key(place, full)
         (self.cells if within else self.rows)[key] = found
-        (self.cell_stores if within else self.row_stores)[key] = place
+        if id(place) not in self.places.forgotten:
+            (self.cell_stores if within else self.row_stores)[key] = place
 
     def _stride(self, place: View, full: bool) -> int:
         """From lane to lane, in elements."""
