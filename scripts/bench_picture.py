@@ -10,7 +10,7 @@ PRODUCTS = "products alone"
 COLOURS = {
     "PyTorch eager": "#D55E00", "PyTorch DataLoader": "#F0A36B", "torch.compile": "#CC79A7",
     "PyTorch CUDA graph": "#8C3B6B", "torch.func vmap": "#E69F00", "JAX": "#0072B2", "scikit-learn": "#009E73",
-    "gpbackprop, one by one": "#7F7F7F", PRODUCTS: "#BBBBBB",
+    "gpbackprop, one by one": "#7F7F7F", "gpbackprop, NumPy alone": "#56B4E9", PRODUCTS: "#BBBBBB",
 }  # fmt: skip
 HATCHES = {PRODUCTS: "///"}  # no contestant: the limit of ours
 

@@ -166,6 +166,15 @@ def test_the_picture_is_drawn(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_everybody_who_may_take_part_has_a_colour_in_the_picture():
+    colours = load("bench_picture").COLOURS
+    for module, cls in load("bench").RIVALS.values():
+        try:
+            assert getattr(load(module), cls).name in colours
+        except ModuleNotFoundError:  # a library that is not installed
+            continue
+
+
 def test_a_population_does_the_work_of_its_members_one_by_one():
     results = load("bench").take_turns(contestants("bench_ours", "OneByOne", "64 x 784-30-10, batch 10"), 1)
     assert results["gpbackprop, one by one"]["difference"] == 0  # to the bit
