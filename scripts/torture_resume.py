@@ -67,11 +67,13 @@ RUNS = {
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="steps as machine code (train.compile)")
     parser.add_argument("--sample", type=int, metavar="N", help="so many kinds of run of the matrix, drawn at random")
 
 
 def run(arguments: argparse.Namespace) -> Iterator[Row]:
-    backend = select(arguments.device)
+    backend = select(arguments.device).compiling(arguments.compile)
+    more = ["train.compile=true"] if arguments.compile else []
     kinds = list(matrix())
     rng = random.Random(arguments.seed)
     if arguments.short or arguments.sample:
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> Iterator[Row]:
             yield in_matrix(f"matrix: {name}", place, [kind for kind in kinds if kind.network == name], backend, rng)
         for name, settings in RUNS.items():
             yield by_directory(
-                f"run: {name}", place / name.replace(" ", "-"), settings, arguments.device, arguments.short
+                f"run: {name}", place / name.replace(" ", "-"), [*settings, *more], arguments.device, arguments.short
             )
 
 
@@ -119,6 +121,7 @@ class Kind:
             population=self.population,
             device=backend,
             early_stopping=EarlyStopping(patience=50),
+            compile=backend.rounds,
             **settings,
         )
 
@@ -212,11 +215,14 @@ def frozen(trainer: Trainer) -> dict[str, bytes]:
 
 
 class StopAt(Hook):
+    """Stops once, at a step, or behind it where several are done together."""
+
     def __init__(self, step: int):
-        self.step = step
+        self.step, self.stopped = step, False
 
     def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
+        if trainer.step >= self.step and not self.stopped:
+            self.stopped = True
             trainer.stop()
 
 
