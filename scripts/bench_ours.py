@@ -87,7 +87,7 @@ class Products:
         return "for a step" if epoch else ""
 
     def __init__(self, network: Network, rows: Rows, parameters: dict[str, np.ndarray], device: str):
-        backend, calls = gp.backend.select(device), []
+        backend, calls = gp.backend.select(device).compiling(COMPILES), []
         gemm = backend.gemm
 
         def noted(a, b, out):
@@ -96,7 +96,7 @@ class Products:
 
         backend.gemm = noted  # type: ignore[method-assign]
         batch = Rows(rows.x[: network.batch], rows.labels[: network.batch])
-        self.ours = Ours(network, batch, backend, compile=False)  # which owns the operands
+        self.ours = Ours(network, batch, backend)  # which owns the operands
         self.ours.epoch()  # of one step
         del backend.gemm
         self.backend, self.calls = backend, [call for call in calls if min(call[2].shape[1:]) > 1]
