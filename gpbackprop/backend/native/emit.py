@@ -35,7 +35,9 @@ def converted(b: ir.IRBuilder, x: Any, dtype: np.dtype, to: np.dtype, lanes: int
     if dtype.kind == "f" and to.kind == "f":
         return x if dtype == to else b.fpext(x, kind) if to.itemsize > dtype.itemsize else b.fptrunc(x, kind)
     if dtype.kind == "f":
-        return b.fptosi(x, kind) if to.kind == "i" else b.fptoui(x, kind)
+        if to.kind == "i":
+            return b.fptosi(x, kind)
+        return b.trunc(b.fptosi(x, of(np.dtype(np.int64), lanes)), kind)  # of negative numbers, too, what C gives
     if to.kind == "f":
         return b.sitofp(x, kind) if dtype.kind == "i" else b.uitofp(x, kind)
     here, there = TYPES[dtype.name].width, TYPES[to.name].width
