@@ -117,8 +117,8 @@ def check(
     if not 0 < tolerance < 1:
         raise ConfigError(f"the tolerance is {tolerance}; expected a number between 0 and 1, such as 1e-6")
     settings = replace(
-        train or Train(), batch_size="full", shuffle=False, dtype="float64", precision="float32", metrics=(),
-        early_stopping=None,
+        train or Train(), batch_size="full", shuffle=False, dtype="float64", precision="float32", compile=False,
+        metrics=(), early_stopping=None,
     )  # fmt: skip
     if data.preparation.folds:
         data = folds.alone(data, 0)

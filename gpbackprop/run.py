@@ -197,6 +197,8 @@ class Run:
         trainer, train = self.trainer, self.trainer.train
         if self._lock.stale:
             log.info("%s: taken over from %s, which is gone", self.path, self._lock.stale)
+        if stream := trainer.data.splits["train"].stream:
+            log.info("the rows come from their file in portions of %g MB (data.stream)", stream.size / 1e6)
         if self._inexact:
             log.warning("the bits may differ from here on:\n  %s", "\n  ".join(self._inexact))
         stopped = False

@@ -13,7 +13,7 @@ from gpbackprop.optim.base import Optimizer, Update
 from gpbackprop.passes import Pass
 from gpbackprop.plan import Closure, Plan
 
-Look = Callable[[Plan, int], None]
+Look = Callable[[Plan | None, int], None]
 
 
 class Steps:
@@ -42,8 +42,8 @@ class Steps:
             self.pass_.turn(step_in_epoch)
         if self.backend.unroll > 1 and self._alike(step, step_in_epoch, most) and (run := self._together(size)):
             done = run()
-            if done < self.backend.unroll:
-                look(self.pass_.batch(size).plan, step + done + 1)
+            if done < self.backend.unroll:  # of several members, others have gone on: their plan tells nothing
+                look(self.pass_.batch(size).plan if self.pass_.network.K == 1 else None, step + done + 1)
             return done
         begins = self.pass_.carried is not None and step_in_epoch % self.pass_.split.windows == 0
         there, back = self._kind(size, begins, (step + 1) % self.update.every == 0)

@@ -213,7 +213,9 @@ class Trainer:
         What is not finite stays so in the sum over the epoch, so that a look now and then misses nothing.
         """
         if not all(map(math.isfinite, self.backend.host(self.training.tallies["loss"]).tolist())):
-            self._probed = last - 1 if self.backend.probe_every == 1 else self._probed
+            if self.backend.probe_every == 1 and last > self.step:  # the steps before, of a group, were in order
+                self.batch_in_epoch += last - 1 - self.step
+                self.step = self._probed = last - 1
             raise self._not_finite(plan, last)
         self._probed = last
 
@@ -279,7 +281,7 @@ class Trainer:
         if first < last:
             which = f"by step {last}, at one of the steps {first} to {last}"
         elif plan is not None:
-            where = diagnosis.where(self.training, plan, self.batch_in_epoch + last - 1 - self.step)
+            where = diagnosis.where(self.training, plan, self.batch_in_epoch)
         rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(self.rate))
         return NumericalError(
             f"training stopped {which} (epoch {self.epoch + 1}): the loss is not finite{where}. The learning rate was "

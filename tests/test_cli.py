@@ -1,5 +1,6 @@
 """The command line, as a user meets it: real processes, their streams and their exit codes."""
 
+import errno
 import json
 import math
 import os
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import gpbackprop as gp
-from gpbackprop.cli.group import COMMANDS
+from gpbackprop.cli import files
+from gpbackprop.cli.group import COMMANDS, cli
+from gpbackprop.errors import UsageError
 
 PACKAGE = Path(gp.__file__).parent
 IRIS = PACKAGE / "data" / "files" / "iris.csv"
@@ -593,6 +597,19 @@ def test_init_writes_a_config_that_trains_and_writes_over_nothing(tmp_path):
     assert (tmp_path / "mazur.toml").read_text() == "mine"
     gpbackprop("init", "mazur", "--force", cwd=tmp_path)
     assert (tmp_path / "mazur.toml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(("command", "option"), [("init digits", "--output"), ("trace configs/mazur.toml", "--html")])
+def test_what_a_full_disk_refuses_is_an_error_that_leaves_nothing(command, option, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(PACKAGE.parent)
+    monkeypatch.setattr(files.os, "replace", full)
+    path = tmp_path / "out"
+    with pytest.raises(UsageError, match=rf"^{option} .*out: cannot be written: No space left on device$"):
+        CliRunner().invoke(cli, [*command.split(), option, str(path)], standalone_mode=False, catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_init_writes_to_stdout_for_a_dash(tmp_path):

@@ -3,12 +3,14 @@
 import gc
 import subprocess
 import sys
+import threading
 import tracemalloc
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tapes
+from click.testing import CliRunner
 from emulation import make, memory, prove, restore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,14 +19,14 @@ import gpbackprop as gp
 from gpbackprop.backend import Backend, numpy, parallel
 from gpbackprop.backend.fuse import groups
 from gpbackprop.backend.tape import Call
+from gpbackprop.cli.group import cli
 from gpbackprop.errors import ConfigError
 from gpbackprop.numerics import numerics
 
 pytest.importorskip("llvmlite", reason='llvmlite is not installed: pip install "gpbackprop[compile]"')
 
 from gpbackprop.backend import native
-from gpbackprop.backend.native import engine, loops, products
-from gpbackprop.backend.native.products import Part
+from gpbackprop.backend.native import engine, products
 
 BATTERY = tapes.battery()
 
@@ -167,6 +169,13 @@ def test_small_and_large_products_are_taken_where_they_should_be():
     assert products._large(large, large, large.copy()) is not None or "float32" not in products._blas()
 
 
+def test_a_product_into_its_own_operand_is_numpys():
+    a = np.random.default_rng(0).normal(size=(1, 5, 5))
+    expected = a @ a
+    native.compile([Call("gemm", np.matmul, (a, a), a, verb=True)])()
+    np.testing.assert_allclose(a, expected)
+
+
 def test_what_no_product_of_ours_can_do_is_numpys(monkeypatch):
     monkeypatch.setattr(products, "_blas", dict)
     a, out = np.random.default_rng(0).normal(size=(2, 200, 200)), np.zeros((2, 200, 200))
@@ -211,25 +220,6 @@ def test_equal_loops_have_one_text_whatever_they_work_on():
     for _ in range(3):
         native.compile([Call("subtract", np.subtract, (np.ones((2, 3, 7)), 5), np.zeros((2, 3, 7)))])()
     assert len(engine._compiled) <= before + 1
-
-
-@pytest.mark.parametrize(("shape", "axis"), [((300, 7), None), ((7, 300), None), ((50, 40), 1), ((40, 50), 0)])
-def test_parts_of_a_loop_have_the_bits_of_the_whole(shape, axis):
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    y = np.zeros_like(x)
-    calls = [Call("tanh", np.tanh, (x,), y)]
-    if axis is not None:
-        row = np.zeros_like(x.sum(axis=axis, keepdims=True))
-        calls.append(Call("sum", np.sum, (y,), row, {"axis": axis, "keepdims": True}))
-        calls.append(Call("divide", np.divide, (y, row), y))
-    native.compile(calls)()
-    (item,), whole = groups(calls, np.empty), y.copy()
-    written = loops.write(item)
-    y.fill(0)
-    addresses, cuts = np.array(written.addresses, np.int64), [0, 1, written.count // 3, written.count]
-    ends = list(pairwise(cuts))
-    native.Program([Part(engine.address(written.source), addresses, *end, 1) for end in ends], item)()
-    assert y.tobytes() == whole.tobytes()
 
 
 def test_a_place_that_nobody_reads_afterwards_is_not_written():
@@ -359,6 +349,7 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step_also_among_steps_that_ar
         with pytest.raises(gp.errors.NumericalError, match=rf"at step {at + 1} ") as caught:
             run.fit(1)
         said.append(str(caught.value))
+        assert run.step == at
     assert said[0] == said[1]
     assert "row" in said[0]
 
@@ -366,8 +357,16 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step_also_among_steps_that_ar
 # An epoch has 15 steps of 100 rows, or 72 of 20 rows, of which 64 are done together.
 @pytest.mark.parametrize(
     ("model", "batch", "threads"),
-    [("dense", 100, 1), ("dense", 20, 1), ("dense", 20, 2), ("conv", 100, 2), ("conv", 20, 2), ("lstm", 20, 2)],
-)
+    [
+        ("dense", 100, 1),
+        ("dense", 20, 1),
+        ("dense", 20, 2),
+        ("conv", 100, 2),
+        ("conv", 20, 2),
+        ("lstm", 20, 2),
+        ("dense", 20, 5),
+    ],
+)  # fmt: skip
 def test_a_member_of_a_compiled_population_is_the_network_alone(model, batch, threads, monkeypatch):
     monkeypatch.setattr(parallel, "threads", lambda: threads)
     monkeypatch.setattr(parallel, "LEAST", 1)
@@ -387,8 +386,9 @@ def test_a_loss_that_is_not_finite_of_one_member_is_found_in_its_step():
         model, gp.SoftmaxCrossEntropy(), gp.SGD((0.1, 0.1, 3e37)), iris, batch_size=4, device="cpu", compile=True,
         population=3,
     )  # fmt: skip
-    with pytest.raises(gp.errors.NumericalError, match=r"at step 2 \(epoch 1\)"):
+    with pytest.raises(gp.errors.NumericalError, match=r"at step 2 \(epoch 1\)") as caught:
         run.fit(1)
+    assert "member" not in str(caught.value)  # the others were done with other rows by then
 
 
 def test_members_that_have_to_do_with_each_other_are_not_kept_apart():
@@ -414,6 +414,20 @@ def test_members_that_are_kept_apart_count_for_themselves():
     assert x.ravel().tolist() == [0 + 1 + 2 + 3 + 4 + 5] * 4
 
 
+def test_trainers_in_several_threads_have_the_bits_of_one():
+    def train(n: int) -> None:
+        found[n] = trained(1, population=n % 2 + 1, batch_size=20).network.w[0].tobytes()
+
+    found: dict[int, bytes] = {}
+    threads = [threading.Thread(target=train, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 4
+    assert set(found.values()) == {trained(1, batch_size=20).network.w[0].tobytes()}
+
+
 def test_a_compiled_step_asks_python_for_no_memory():
     made = trained(epochs=1)
     step = made._steps
@@ -428,6 +442,14 @@ def test_a_compiled_step_asks_python_for_no_memory():
     finally:
         tracemalloc.stop()
     assert after - before < 2000
+
+
+@pytest.mark.parametrize("command", ["gradcheck", "trace"])
+def test_who_looks_at_the_numbers_of_numpy_wants_no_compiler(command, monkeypatch):
+    monkeypatch.setattr(numpy.Compiled, "__init__", lambda self: pytest.fail("a compiler is asked for"))
+    config = Path(__file__).parent.parent / "configs" / "mazur.toml"
+    done = CliRunner().invoke(cli, [command, str(config), "--set", "train.compile=true"], standalone_mode=False)
+    assert done.exception is None
 
 
 def test_numerics_name_the_compiler():

@@ -1,7 +1,7 @@
 """What a call computes at one point, as an expression over the values of its operands: with dtypes, without a language.
 
 The dtypes are those of NumPy: operands are cast to the dtypes of the ufunc's loop, Python's numbers take the dtype that
-they have beside arrays, and the result is cast to that of `out`. `cpp` and `llvm` say it to a compiler.
+they have beside arrays, and the result is cast to that of `out`. `cpp` and `native.expression` say it to a compiler.
 """
 
 from dataclasses import dataclass

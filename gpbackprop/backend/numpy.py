@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -206,10 +207,10 @@ class Compiled(Backend):
         except ImportError as error:
             raise ConfigError(
                 f"train.compile: wants the package llvmlite, which cannot be imported ({error}); install it by "
-                'pip install "gpbackprop[compile]", or set compile = false'
+                'pip install "gpbackprop[compile]"; a new run can do without it, with compile = false'
             ) from error
         self.compiler = llvmlite.__version__
-        self._spare: list[Array] = []
+        self._spare: list[weakref.ref[Any]] = []
 
     def compiling(self, wanted: bool) -> Backend:
         return self if wanted else Backend()
@@ -218,17 +219,19 @@ class Compiled(Backend):
         return {"llvmlite": self.compiler}
 
     def spare(self, array: Array) -> Array:
-        self._spare.append(array)
+        self._spare.append(weakref.ref(array))
         return array
 
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
-        compile = self._compiler()
-        return parallel.shared(calls, compile, parallel.threads(), CACHE) or compile(calls)
+        from gpbackprop.backend import native
+
+        # what is shared is compiled run by run, which do not know what the others read
+        return parallel.shared(calls, native.compile, parallel.threads(), CACHE) or self._compiler()(calls)
 
     def _compiler(self) -> Callable[..., Callable[[], None]]:
         from gpbackprop.backend import native
 
-        return partial(native.compile, spare=self._spare)
+        return partial(native.compile, spare=[x for each in self._spare if (x := each()) is not None])
 
     def repeat(self, parts: Sequence[Any], times: int, watched: Array) -> Callable[[], int] | None:
         from gpbackprop.backend import native

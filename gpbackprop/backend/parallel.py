@@ -117,7 +117,9 @@ def _with(call: Call, copies: Mapping[tuple[int, int], np.ndarray]) -> Call:
 
     def own(x: Any) -> Any:
         found = copies.get(_span(x)) if isinstance(x, np.ndarray) else None
-        return x if found is None or found.dtype != x.dtype else found.reshape(x.shape)
+        if found is None or found.dtype != x.dtype or not x.flags.c_contiguous:
+            return x
+        return found.reshape(x.shape)
 
     return replace(call, inputs=tuple(map(own, call.inputs)), out=own(call.out))
 
@@ -227,6 +229,7 @@ class _Worker:
 
 
 _workers: list[_Worker] = []
+_alone = threading.Lock()  # they serve one call at a time, whichever thread makes it
 
 
 def together(works: Sequence[Step]) -> Step:
@@ -236,17 +239,19 @@ def together(works: Sequence[Step]) -> Step:
     first, others = works[0], list(zip(_workers, works[1:], strict=False))
 
     def run() -> None:
-        for worker, work in others:
-            worker.work = work
-            worker.begin.release()
-        try:
-            first()
-        finally:
+        with _alone:
+            for worker, work in others:
+                worker.work = work
+                worker.begin.release()
+            try:
+                first()
+            finally:
+                for worker, _ in others:
+                    worker.done.acquire()
+            errors = [worker.error for worker, _ in others if worker.error]
             for worker, _ in others:
-                worker.done.acquire()
-        for worker, _ in others:
-            error, worker.error = worker.error, None
-            if error:
-                raise error
+                worker.error = None
+        if errors:
+            raise errors[0]
 
     return run

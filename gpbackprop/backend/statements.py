@@ -114,6 +114,8 @@ def _pointwise(call: Call, takes: Sequence[np.dtype], value: Callable[..., Expre
     reads: list[View | Row] = []
     for x, dtype in zip(call.inputs, takes, strict=True):
         if isinstance(x, _NUMBERS):
+            if dtype.kind in "iu" and not np.iinfo(dtype).min <= x <= np.iinfo(dtype).max:
+                return None  # NumPy compares with such a number as it is
             operands.append(Number(x, dtype))
             continue
         if getattr(x, "ndim", 99) > call.out.ndim or str(x.dtype) not in DTYPES:

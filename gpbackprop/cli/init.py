@@ -1,10 +1,13 @@
 """gpbackprop init"""
 
 import shlex
+from functools import partial
 from pathlib import Path
+from shutil import copyfileobj
 
 import click
 
+from gpbackprop.cli import files as output_files
 from gpbackprop.cli import screen
 
 
@@ -41,8 +44,8 @@ def command(name, output, force):
             f"{', '.join(taken)} is there already; give another --output, or --force to write over it"
         )
     for source, path in files.items():
-        path.write_bytes(source.read_bytes())
-        screen.result(f"wrote {path}")
+        with open(source, "rb") as content:
+            output_files.write(path, "--output", partial(copyfileobj, content))
     screen.result(f"next: gpbackprop train {shlex.quote(str(target))}")
 
 

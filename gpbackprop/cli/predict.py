@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gpbackprop.cli import options, screen
+from gpbackprop.cli import files, options, screen
 
 
 @click.command(short_help="Predictions for a file of raw rows.")
@@ -49,12 +49,12 @@ def command(model, input, output, probabilities, member, best, device):
         arrays |= {"probabilities": p, "classes": np.array(found.classes)}
     if output and output.suffix == ".npz":
         single = {k: v[0] if k != "classes" and len(chosen) == 1 else v for k, v in arrays.items()}
-        _write(output, lambda file: np.savez(file, **single))  # type: ignore[arg-type]  # no name of ours is `allow_pickle`
+        files.write(output, "--output", lambda file: np.savez(file, **single))  # type: ignore[arg-type]  # no name of ours is `allow_pickle`
         return
     head, columns = _columns(found, arrays, chosen)
     text = lambda file: _csv(file, head, columns)  # noqa: E731
     if output:
-        _write(output, lambda file: _as_text(file, text))
+        files.write(output, "--output", lambda file: _as_text(file, text))
     else:
         with screen.writing_results():
             text(sys.stdout)
@@ -94,20 +94,3 @@ def _as_text(file, write) -> None:
     write(text)
     text.flush()
     text.detach()
-
-
-def _write(path: Path, write) -> None:
-    """The whole file or none of it."""
-    import os
-
-    from gpbackprop.errors import UsageError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"--output {path}: cannot be written: {error.strerror}") from None
-    screen.note(f"wrote {path}")

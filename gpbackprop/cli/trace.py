@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gpbackprop.cli import options, screen
+from gpbackprop.cli import files, options, screen
 
 EPILOG = """
 \b
@@ -42,7 +42,8 @@ def command(config, row, steps, html, settings, as_json):
     with opened(config, settings) as found:
         trace = record(found, row, steps)
     if html:
-        html.write_text(page(trace), encoding="utf-8")
+        whole = page(trace).encode()
+        files.write(html, "--html", lambda file: file.write(whole))
         screen.note(f"{html}: open it in a browser")
     if as_json:
         screen.print_json(trace)

@@ -12,16 +12,17 @@ from gpbackprop.data.table import Raw
 from gpbackprop.errors import ConfigError
 
 USUAL = "64 MB"
-_SIZE, _UNITS = re.compile(r"([1-9]\d*) (kB|MB|GB)"), {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE, _UNITS = re.compile(r"([1-9]\d*) ?(kB|MB|GB)"), {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def _said(value: Any) -> bool | str:
     """A value of `stream`, if it makes sense; true is the usual size, written out."""
     if value is True:
         return USUAL
-    if value is not False and value != "auto" and not (isinstance(value, str) and _SIZE.fullmatch(value)):
+    size = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if value is not False and value != "auto" and not size:
         raise ValueError(f'found {value!r}, expected "auto", true, false, or the size of a portion like "64 MB"')
-    return value
+    return f"{size[1]} {size[2]}" if size else value
 
 
 Said = Annotated[bool | str, PlainValidator(_said)]

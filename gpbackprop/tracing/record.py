@@ -73,7 +73,13 @@ def _trainer(config: Config, row: int) -> Trainer:
         raise UsageError(f"{type_name(type(config.optimizer))} learns without gradients: there is nothing to trace")
     few = dataclasses.replace(data, splits={"train": split.take(slice(row, row + 1))})
     train = dataclasses.replace(
-        config.train, batch_size=1, shuffle=False, precision="float32", metrics=(), early_stopping=None
+        config.train,
+        batch_size=1,
+        shuffle=False,
+        precision="float32",
+        compile=False,
+        metrics=(),
+        early_stopping=None,
     )
     alone = dataclasses.replace(first, train=train)
     return alone.trainer("cpu", few)

@@ -17,7 +17,7 @@ from gpbackprop.backend.fuse import Fixed, Group, groups
 from gpbackprop.backend.native import emit, engine, loops, products
 from gpbackprop.backend.native.emit import I64, POINTER
 from gpbackprop.backend.native.loops import Loops
-from gpbackprop.backend.native.products import SIGNATURE, Part
+from gpbackprop.backend.native.products import Part
 from gpbackprop.backend.replay import Step
 from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import View, view
@@ -57,11 +57,10 @@ def assembled(items: Sequence[Group | Call]) -> Step:
     steps: list[Step] = []
     program: list[Part] = []
     written = [loops.write(item) if isinstance(item, Group) else item for item in items]
-    engine.build([(item.name, item.source) for item in written if isinstance(item, Loops)])
+    engine.build({item.name: item.source for item in written if isinstance(item, Loops) and item.source})
     for item in written:
         if isinstance(item, Loops):
-            arguments = np.array(item.addresses, np.int64)
-            program.append(Part(engine.address(item.source), arguments, 0, item.count, item.work))
+            program.append(Part(engine.address(item.name), np.array(item.addresses, np.int64), item.work))
         elif item.name == "gemm" and (part := products.part(item)):
             program.append(part)
         else:
@@ -86,8 +85,7 @@ class Program:
 
     def __init__(self, parts: Sequence[Part], memory: Any):
         self.parts, self.memory = parts, memory
-        lines = [(part.function, part.arguments.ctypes.data, part.begin, part.end) for part in parts]
-        self.rows = np.array(lines, np.int64)
+        self.rows = np.array([(part.function, part.arguments.ctypes.data) for part in parts], np.int64)
         self.place, self.count, self.run = self.rows.ctypes.data, len(self.rows), _runner()
 
     def __call__(self) -> None:
@@ -117,15 +115,16 @@ def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable
 
 
 def repeated_by_members(
-    tapes: Sequence[Sequence[Call]], compile: Callable[..., Step], times: int, watched: np.ndarray, cache: int
+    tapes: Sequence[Sequence[Call]], compile: Callable[..., Step], times: int, watched: np.ndarray, near: int
 ) -> Callable[[], int] | None:
     """The same for tapes of several members, as far as these have nothing to do with each other; `compile` makes a step
     of a tape.
 
-    Each thread does all steps of some members, as many as fit into `cache` bytes, before it comes to the next ones.
+    Each thread does all steps of some members, as many as fit into `near` bytes, before it comes to the next ones.
     """
-    members, workers = len(watched), parallel.threads()
-    count = min(members, max(workers, -(-parallel.touched(tapes) // cache)))
+    members = len(watched)
+    workers = min(members, parallel.threads())
+    count = min(members, max(workers, -(-parallel.touched(tapes) // near)))
     found = parallel.apart(tapes, members, count)
     if found is None:
         return None
@@ -153,13 +152,13 @@ def repeated_by_members(
 
 
 def _run(b: ir.IRBuilder, rows: Any, count: Any) -> None:
-    """Call what `count` rows (function, arguments, begin, end) say."""
+    """Call what `count` rows (function, arguments) say."""
     with emit.loop(b, I64(0), count) as i:
-        function, *values = (
-            b.load(b.gep(rows, [b.add(b.mul(i, I64(4)), I64(n))], source_etype=I64), typ=kind)
-            for n, kind in enumerate((ir.PointerType(SIGNATURE), POINTER, I64, I64))
+        function, arguments = (
+            b.load(b.gep(rows, [b.add(b.mul(i, I64(2)), I64(n))], source_etype=I64), typ=kind)
+            for n, kind in enumerate((ir.PointerType(emit.KERNEL), POINTER))
         )
-        b.call(function, values)
+        b.call(function, [arguments])
 
 
 @cache

@@ -13,6 +13,7 @@ TYPES: dict[str, Any] = {
 }  # fmt: skip
 I1, I8, I32, I64, POINTER = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
 FLOAT32 = np.dtype(np.float32)
+KERNEL = ir.FunctionType(ir.VoidType(), [POINTER])  # of a function that a program runs, of its arguments
 
 
 def of(dtype: np.dtype, lanes: int) -> Any:

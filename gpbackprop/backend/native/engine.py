@@ -1,22 +1,55 @@
-"""LLVM on this machine: sources of functions in, addresses of machine code out."""
+"""LLVM on this machine: sources of functions in, addresses of machine code out.
 
-from collections.abc import Sequence
+What has been compiled stays for as long as the process does.
+"""
+
+import hashlib
+import threading
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
 
-_compiled: dict[str, int] = {}  # addresses of functions by their source: equal ones are compiled once
+_alone = threading.Lock()  # the engine is one, and not for two threads at a time
+_compiled: dict[str, int] = {}  # addresses of functions by their names: equal ones are compiled once
 
 
-def build(functions: Sequence[tuple[str, str]]) -> None:
-    """Compile those functions (name, source) that are new."""
-    new = {source: name for name, source in functions if source not in _compiled}
-    if not new:
-        return
+def named(text: str) -> tuple[str, str]:
+    """A name for the function `kernel` of a module, a digest of the text, and the text with that name."""
+    name = f"gpb_{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
+    return name, text.replace('@"kernel"', f'@"{name}"', 1)
+
+
+def build(sources: Mapping[str, str]) -> None:
+    """Compile those functions, by their names, that are new."""
+    with _alone:
+        new = {name: source for name, source in sources.items() if name not in _compiled}
+        if new:
+            _build(new)
+
+
+def built(name: str, source: str) -> int:
+    """The address of one function."""
+    build({name: source})
+    return _compiled[name]
+
+
+def address(name: str) -> int:
+    """Where a function is that was built."""
+    return _compiled[name]
+
+
+@cache
+def features() -> frozenset[str]:
+    """What this processor can do, in LLVM's words: avx2, fma, ..."""
+    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+
+
+def _build(new: Mapping[str, str]) -> None:
     engine, machine = _engine()
     whole = llvm.parse_assembly("")
-    for source in new:
+    for source in new.values():
         whole.link_in(llvm.parse_assembly(source))
     whole.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -25,24 +58,7 @@ def build(functions: Sequence[tuple[str, str]]) -> None:
     builder.getModulePassManager().run(whole, builder)
     engine.add_module(whole)
     engine.finalize_object()
-    _compiled.update({source: engine.get_function_address(name) for source, name in new.items()})
-
-
-def built(name: str, source: str) -> int:
-    """The address of one function."""
-    build([(name, source)])
-    return _compiled[source]
-
-
-def address(source: str) -> int:
-    """Where a function is that was built."""
-    return _compiled[source]
-
-
-@cache
-def features() -> frozenset[str]:
-    """What this processor can do, in LLVM's words: avx2, fma, ..."""
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    _compiled.update({name: engine.get_function_address(name) for name in new})
 
 
 @cache

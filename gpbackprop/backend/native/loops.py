@@ -1,15 +1,16 @@
 """A group of statements as loops over its elements, in LLVM's language: several lanes at a time.
 
-    void kernel(pointers, begin, end)
+    void kernel(pointers)
 
-works on the part of its first axis from `begin` to `end`. Lanes lie along the axis on which neighbours in memory are
-neighbours: along an axis of the outer space, where each lane is a row of its own, or along the last one of the inner
-space, where all lanes are of one row. What does not fill all lanes is done by fewer.
+Lanes lie along the axis on which neighbours in memory are neighbours: along an axis of the outer space, where each lane
+is a row of its own, or along the last one of the inner space, where all lanes are of one row. What does not fill all
+lanes is done by fewer.
 
 A reduction along the lanes adds elements i, i + 16, i + 32, ... of a row, then what the lanes have, then the rest: an
 order that depends on nothing but the sizes, and is the same on every processor.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Loops:
-    """`source` defines the function `name`, which takes `addresses` in `arrays`, and a part of `count` elements.
+    """The function `name`, which takes `addresses` in `arrays`; `source` defines it, or is "" where that was done.
 
     `work` is what all of it costs, in additions.
     """
@@ -34,23 +35,23 @@ class Loops:
     source: str
     addresses: tuple[int, ...]
     arrays: tuple[Any, ...]
-    count: int
     work: int
 
 
-_texts: dict[str, tuple[str, str]] = {}  # names and sources of loops by what they do: equal ones are written once
+_names: dict[str, str] = {}  # of loops by what they do: equal ones are written once
 
 
 def write(group: "Group") -> Loops:
-    places = Places(group)
+    places, source = Places(group), ""
     key = places.signature()
-    if key not in _texts:
-        _texts[key] = Writer(places).function()
+    name = _names.get(key)
+    if name is None:
+        name, source = Writer(places).function()
+        _names[key] = name
     views = [place for _, place in places.pointers.values()]
     addresses, arrays = tuple(place.address for place in views), tuple(place.array for place in views)
     each = sum((places.at.width if full else 1) * (1 + expression.cost(part.value)) for part, full in places.members)
-    work = places.at.many * each
-    return Loops(*_texts[key], addresses, arrays, places.count, work)
+    return Loops(name, source, addresses, arrays, places.at.many * each)
 
 
 class Places:
@@ -70,22 +71,17 @@ class Places:
         axes = [a for a in range(len(self.at.outer)) if a != self.lanes]
         self.axes = axes if self.lanes is None else [*axes, self.lanes]
 
-    @property
-    def count(self) -> int:
-        """The elements along the outermost axis."""
-        return self.at.outer[self.axes[0]] if self.axes else 1
-
     def number(self, place: View) -> int:
         return self.pointers[place.address, place.dtype.name][0]
 
     def signature(self) -> str:
-        """The same text for groups that do the same, wherever in memory."""
+        """The same digest for groups that do the same, wherever in memory."""
         facts: list[Any] = [self.at.outer, self.at.inner, self.axes, self.lanes]
         for part, full in self.members:
             views = [(self.number(p), p.dtype.name, self.at.strides[id(p), full]) for p in views_of(part)]
             steps = [(read.step, read.rows) if isinstance(read, Row) else 0 for read in part.reads]
             facts += [full, part.join, part.value, part.tail, views, steps, id(part.out) in self.forgotten]
-        return repr(facts)
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     def _lane_axis(self) -> int | None:
         """The outer axis along which most views have their elements side by side; the last of them."""

@@ -10,7 +10,6 @@ computes some elements a second time.
 """
 
 import ctypes
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,19 +23,16 @@ from gpbackprop.backend.native.emit import I32, I64, POINTER
 from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import address
 
-SIGNATURE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64])  # of what a program runs: arguments, begin, end
 ROW, TRANSPOSED, PLAIN = 101, 112, 111  # of CBLAS
 SMALL = 2**20  # multiplications of a product that loops of our own do
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A call of the function at an address with `arguments`, begin and end; `work` is what it costs, in additions."""
+    """A call of the function at an address with `arguments`; `work` is what it costs, in additions."""
 
     function: int
     arguments: np.ndarray
-    begin: int
-    end: int
     work: int
 
 
@@ -44,6 +40,8 @@ def part(call: Call) -> Part | None:
     """out[k] = a[k] b[k] for all members k; None where there is neither a loop nor a BLAS for these matrices."""
     (a, b), out = call.inputs, call.out
     if not (a.dtype == b.dtype == out.dtype and a.size and b.size and out.dtype.kind == "f"):
+        return None
+    if np.may_share_memory(out, a) or np.may_share_memory(out, b):
         return None
     return _small(a, b, out) or _large(a, b, out)
 
@@ -58,9 +56,8 @@ def _small(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Part | None:
     if m * n * j > SMALL or not beside or "fma" not in engine.features():
         return None
     steps = [tuple(step // size for step in _steps(x, len(out))) for x in (a, b, out)]
-    where = engine.built(*_tiles(out.dtype.name, m, n, j, *steps))
-    places = np.array([address(x) for x in (a, b, out)], np.int64)
-    return Part(where, places, 0, len(out), out.size * j)
+    where = engine.built(*_tiles(out.dtype.name, len(out), m, n, j, *steps))
+    return Part(where, np.array([address(x) for x in (a, b, out)], np.int64), out.size * j)
 
 
 def _steps(x: np.ndarray, members: int) -> tuple[int, ...]:
@@ -72,16 +69,16 @@ Steps = tuple[int, ...]
 
 
 @cache
-def _tiles(dtype: str, m: int, n: int, j: int, a: Steps, b: Steps, c: Steps) -> tuple[str, str]:
-    """Name and source of the function that multiplies (m, j) by (j, n); strides are in elements."""
+def _tiles(dtype: str, members: int, m: int, n: int, j: int, a: Steps, b: Steps, c: Steps) -> tuple[str, str]:
+    """Name and source of the function that multiplies (members, m, j) by (members, j, n); strides are in elements."""
     kind = np.dtype(dtype)
     register = 64 if "avx512f" in engine.features() else 32 if "avx" in engine.features() else 16
     most = 2 * register // kind.itemsize
     wide = next(lane for lane in (32, 16, 8, 4, 2, 1) if lane <= min(n, most))
     tall = min((4, 5, 6), key=lambda rows: (-(-m // rows) * (rows + 1), -rows)) if m > 6 else m
-    function = ir.Function(ir.Module(), SIGNATURE, "kernel")
+    function = ir.Function(ir.Module(), emit.KERNEL, "kernel")
     e = ir.IRBuilder(function.append_basic_block("entry"))
-    table, begin, end = function.args
+    (table,) = function.args
     bases = [e.load(e.gep(table, [I64(i)], source_etype=I64), typ=POINTER) for i in range(3)]
     vector = emit.of(kind, wide)
 
@@ -96,7 +93,7 @@ def _tiles(dtype: str, m: int, n: int, j: int, a: Steps, b: Steps, c: Steps) -> 
         last = I64(whole - size)
         return e.select(e.icmp_signed("<", start, last), start, last)
 
-    with emit.loop(e, begin, end) as k:
+    with emit.loop(e, I64(0), I64(members)) as k:
         first, second, result = (place(base, (k, x[0])) for base, x in zip(bases, (a, b, c), strict=True))
         with emit.loop(e, I64(0), I64(m), tall) as row, emit.loop(e, I64(0), I64(n), wide) as column:
             top, left = edge(row, tall, m), edge(column, wide, n)
@@ -111,9 +108,7 @@ def _tiles(dtype: str, m: int, n: int, j: int, a: Steps, b: Steps, c: Steps) -> 
                 where = place(result, (e.add(top, I64(r)), c[1]), (left, c[2]))
                 e.store(e.load(total, typ=vector), where, align=kind.itemsize)
     e.ret_void()
-    text = str(function.module)
-    name = f"gpb_{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}"
-    return name, text.replace('@"kernel"', f'@"{name}"', 1)
+    return engine.named(str(function.module))
 
 
 # Large products.
@@ -129,8 +124,8 @@ def _large(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Part | None:
     sizes = [*out.shape[1:], a.shape[2], left[1], right[1], result[1]]
     flags = [TRANSPOSED if side[0] else PLAIN for side in (left, right)]
     steps = [side[2] * out.itemsize for side in (left, right, result)]
-    arguments = np.array([*flags, *sizes, *steps, *places], np.int64)
-    return Part(found, arguments, 0, members, out.size * a.shape[2])
+    arguments = np.array([*flags, *sizes, *steps, *places, members], np.int64)
+    return Part(found, arguments, out.size * a.shape[2])
 
 
 @cache
@@ -146,17 +141,17 @@ def _blas() -> dict[str, int]:
 
 
 def _multiplier(dtype: np.dtype, where: int, bits: int) -> int:
-    """The function of a program that calls cblas_?gemm, at an address, for each member k from `begin` to `end`."""
+    """The function of a program that calls cblas_?gemm, at an address, for each member."""
     module, size, kind = ir.Module(), ir.IntType(bits), emit.TYPES[dtype.name]
     name = f"gpb_{dtype.name}_product_{where}"
-    function = ir.Function(module, SIGNATURE, name)
+    function = ir.Function(module, emit.KERNEL, name)
     b = ir.IRBuilder(function.append_basic_block())
-    arguments, begin, end = function.args
+    (arguments,) = function.args
 
     def field(n: int, kind: Any = I64) -> Any:
         return b.load(b.gep(arguments, [I64(n)], source_etype=I64), typ=kind)
 
-    with emit.loop(b, begin, end) as k:
+    with emit.loop(b, I64(0), field(14)) as k:
         flags = [b.trunc(field(n), I32) for n in (0, 1)]
         sizes = [field(n) if bits == 64 else b.trunc(field(n), size) for n in range(2, 8)]
         m, n, j, *leads = sizes
@@ -176,6 +171,6 @@ def _multiplies(dtype: np.dtype, function: int) -> bool:
     a, b, out = rng.integers(-4, 5, (2, 3, 5)), rng.integers(-4, 5, (2, 4, 5)), np.zeros((2, 3, 4), dtype)
     a, b = a.astype(dtype), b.astype(dtype).swapaxes(1, 2)
     sizes, steps = (3, 4, 5, 5, 5, 4), [x.strides[0] for x in (a, b, out)]
-    arguments = np.array([PLAIN, TRANSPOSED, *sizes, *steps, *(address(x) for x in (a, b, out))], np.int64)
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(function)(arguments.ctypes.data, 0, 2)
+    arguments = np.array([PLAIN, TRANSPOSED, *sizes, *steps, *(address(x) for x in (a, b, out)), 2], np.int64)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(arguments.ctypes.data)
     return np.array_equal(out, a @ b)

@@ -1,6 +1,22 @@
-"""The text of the loops over a group's elements: see `loops`."""
+"""The text of the loops over a group's elements: see `loops`.
 
-import hashlib
+A softmax, p[r,c] = exp(x[r,c] - max_c x[r,c]) / sum_c ..., becomes
+
+    for r:                          a row: what is assigned here are values of the row
+        for c, 16 at a time:        the maximum is joined; the loop ends before the first statement that needs it
+            best = max(best, x[r,c])
+        m = max over the lanes of best
+        for c, 16 at a time:        statements follow each other in a loop as long as none of them waits for a join
+            p[r,c] = exp(x[r,c] - m)
+            total = total + p[r,c]
+        s = sum over the lanes of total
+        for c, 16 at a time:
+            p[r,c] = p[r,c] / s
+
+So statements on elements are gathered (`open`) until one needs, or changes, a value of the row that is known behind the
+loop (`waiting`); then the loop is written (`_close`).
+"""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llvmlite import ir
 
-from gpbackprop.backend.native import emit, expression
+from gpbackprop.backend.native import emit, engine, expression
 from gpbackprop.backend.native.emit import I8, I64, POINTER
 from gpbackprop.backend.statements import Row, Statement
 from gpbackprop.backend.views import View
@@ -33,9 +49,9 @@ class Writer:
     def __init__(self, places: "Places"):
         self.places, self.members, self.at = places, places.members, places.at
         self.lane_axis = places.lanes
-        kernel = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [POINTER, I64, I64]), "kernel")
+        kernel = ir.Function(ir.Module(), emit.KERNEL, "kernel")
         self.b = ir.IRBuilder(kernel.append_basic_block("entry"))
-        table, self.begin, self.end = kernel.args
+        (table,) = kernel.args
         self.bases = [
             self.b.load(self.b.gep(table, [I64(i)], source_etype=I64), typ=POINTER) for i in range(len(places.pointers))
         ]
@@ -50,39 +66,36 @@ class Writer:
 
     def function(self) -> tuple[str, str]:
         """Its name, which is a digest of its source, and its source."""
-        self._nest(self.places.axes, self.begin, self.end)
+        self._nest(self.places.axes)
         self.b.ret_void()
-        text = str(self.b.module)
-        name = f"gpb_{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}"
-        return name, text.replace('@"kernel"', f'@"{name}"', 1)
+        return engine.named(str(self.b.module))
 
     # Loops.
 
-    def _lanes(self, start: Any, stop: Any, size: int) -> Iterator[tuple[int, Any]]:
-        """Loops from start to stop, at most `size` apart: of as many lanes as there may be, then of fewer."""
-        b = self.b
+    def _lanes(self, size: int) -> Iterator[tuple[int, Any]]:
+        """Loops from 0 to `size`: of as many lanes as there may be, then of fewer."""
+        start = 0
         for lanes in WIDTHS:
-            if size < lanes:
-                continue
-            whole = b.sub(b.sub(stop, start), b.srem(b.sub(stop, start), I64(lanes))) if lanes > 1 else None
-            middle = stop if whole is None else b.add(start, whole)
-            with emit.loop(self.b, start, middle, lanes) as i:
-                yield lanes, i
-            start = middle
+            stop = size - (size - start) % lanes
+            if stop > start:
+                with emit.loop(self.b, I64(start), I64(stop), lanes) as i:
+                    yield lanes, i
+            start = stop
 
-    def _nest(self, order: Sequence[int], start: Any, stop: Any) -> None:
-        """The rows along the axes of `order`."""
-        if not order:
+    def _nest(self, axes: Sequence[int]) -> None:
+        """The rows along the axes."""
+        if not axes:
             self._row_body(1)
-        elif order[0] == self.lane_axis:
-            for lanes, i in self._lanes(start, stop, self.at.outer[order[0]]):
-                self.outer[order[0]] = i
+            return
+        first, *rest = axes
+        if first == self.lane_axis:
+            for lanes, i in self._lanes(self.at.outer[first]):
+                self.outer[first] = i
                 self._row_body(lanes)
         else:
-            with emit.loop(self.b, start, stop, 1) as i:
-                self.outer[order[0]] = i
-                rest = order[1:]
-                self._nest(rest, I64(0), I64(self.at.outer[rest[0]]) if rest else None)
+            with emit.loop(self.b, I64(0), I64(self.at.outer[first])) as i:
+                self.outer[first] = i
+                self._nest(rest)
 
     def _row_body(self, lanes: int) -> None:
         """All statements for `lanes` rows."""
@@ -138,15 +151,15 @@ class Writer:
 
         def nest(axis: int) -> None:
             if axis < last:
-                with emit.loop(self.b, I64(0), I64(sizes[axis]), 1) as i:
+                with emit.loop(self.b, I64(0), I64(sizes[axis])) as i:
                     self.inner[axis] = i
                     nest(axis + 1)
             elif along:
-                for lanes, i in self._lanes(I64(0), I64(sizes[last]), sizes[last]):
+                for lanes, i in self._lanes(sizes[last]):
                     self.inner[last] = i
                     self._cell_body(parts, lanes, joins)
             else:
-                with emit.loop(self.b, I64(0), I64(sizes[last]), 1) as i:
+                with emit.loop(self.b, I64(0), I64(sizes[last])) as i:
                     self.inner[last] = i
                     self._cell_body(parts, self.lanes, joins)
 
