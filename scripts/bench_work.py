@@ -70,7 +70,7 @@ NETWORKS = {
     "LSTM 128, 28 steps, batch 128": Network(
         (gp.LSTM(128), gp.Dense(CLASSES)), 128, steps=20, rows=12800, shape=(28, 28), optimizer=gp.SGD(0.01)
     ),
-    "64 x 784-30-10, batch 10": Network(**_FIRST, steps=50, rows=6000, population=64),
+    "64 x 784-30-10, batch 10": Network(**_FIRST, steps=320, rows=6400, population=64),
 }  # fmt: skip
 
 
