@@ -37,7 +37,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[name], edgecolor="white", hatch=HATCHES.get(name))
         for name in names
     ]
-    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    columns = 3 * len(kinds)  # as wide as the panels
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     facts = found["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if name != "Python")
     place = facts["cpu"] if "CPU" in facts["device"] else facts["device"]
