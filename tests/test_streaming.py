@@ -403,7 +403,7 @@ def test_what_is_left_to_the_machine_is_not_different_from_what_it_decided():
 def test_true_is_the_usual_size_and_what_is_no_size_is_refused():
     assert gp.data.Data("rows.h5", stream=True).stream == "64 MB"
     assert gp.data.Data("rows.h5", stream="64MB").stream == "64 MB"
-    for wrong in ("64", "64MB", "0 MB", "64 mb", 64, "", None):
+    for wrong in ("64", "64 TB", "0 MB", "64 mb", 64, "", None):
         with pytest.raises(ConfigError, match=r'stream: found .*, expected "auto", true, false, or .* "64 MB"'):
             gp.data.Data("rows.h5", stream=wrong)
 
