@@ -2,9 +2,10 @@
 
     python scripts/bench.py [--only NAME] [--rivals torch,jax] [--threads N] [--json FILE] [--picture FILE] [--quick]
 
-needs gpbackprop; whatever is installed of PyTorch, JAX and scikit-learn takes part. All start from the same parameters
-and take the same batches of the same rows by the same rule; their losses are compared in every turn, and a difference
-ends the program. A step is the whole of it: gather of the rows, forward, loss, backward, update, and the loss added up.
+needs gpbackprop; whatever is installed of PyTorch, JAX and scikit-learn takes part. Our steps are compiled where
+llvmlite is installed; then they run without it, too ("NumPy alone"). All start from the same parameters and take the
+same batches of the same rows by the same rule; their losses are compared in every turn, and a difference ends the
+program. A step is the whole of it: gather of the rows, forward, loss, backward, update, and the loss added up.
 
     step    from 784 float32 pixels in memory; the time of a turn of many steps, divided by their number
     epoch   over as many rows as MNIST has, stored as uint8 (fewer for the last three networks)
