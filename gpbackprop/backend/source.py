@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 class Kernel:
     """`source` defines the function `name`, which runs on `grid` blocks of `block` threads and takes `addresses`.
 
-    They point to elements of `types` in `arrays`, which somebody has to keep. `calls` are those that it stands for.
+    They point into `arrays`, which somebody has to keep. `calls` are those that it stands for.
     """
 
     name: str
     source: str
     addresses: tuple[int, ...]
     arrays: tuple[Any, ...]
-    types: tuple[str, ...]
     grid: int
     block: int
     calls: tuple[Call, ...]
@@ -77,9 +76,8 @@ class Writer:
         name = f"gpb_{'_'.join(kinds[:3])}_{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
         source = f'{PRELUDE}\nextern "C" __global__ void {text.replace("NAME", name, 1)}'
         places = [place for _, place in self.pointers.values()]
-        types = tuple(TYPES[place.dtype.name] for place in places)
         addresses, arrays = tuple(place.address for place in places), tuple(place.array for place in places)
-        return Kernel(name, source, addresses, arrays, types, self.at.grid, self.at.block, self.calls)
+        return Kernel(name, source, addresses, arrays, self.at.grid, self.at.block, self.calls)
 
     def _team(self) -> list[str]:
         """What the threads of a row share, where they do."""
