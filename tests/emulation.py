@@ -82,6 +82,17 @@ class Module:
         return launch
 
 
+def by_numpy(calls):
+    """The memory that calls touch, as it is, and what NumPy makes of it."""
+    places = memory(calls)
+    start = [place.copy() for place in places]
+    for call in calls:
+        make(call)
+    expected = [place.copy() for place in places]
+    restore(places, start)
+    return places, expected
+
+
 EXACT = {
     "add", "subtract", "multiply", "divide", "negative", "maximum", "minimum", "abs", "sign", "sqrt", "floor", "rint",
     "equal", "less", "less_equal", "greater", "greater_equal", "bitwise_xor", "right_shift", "copyto", "clip",

@@ -7,7 +7,7 @@ import numpy as np
 import nvrtc
 import pytest
 import tapes
-from emulation import COMPILER, Library, Module, make, memory, prove, restore
+from emulation import COMPILER, Library, Module, by_numpy, make, prove
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,12 +255,7 @@ def test_any_tape_of_calls_gives_the_numbers_of_numpy(several):
     fused = [fuse(calls, np.empty) for calls in several]
     library = Library(item for items in fused for item in items if isinstance(item, Kernel))
     for calls, items in zip(several, fused, strict=True):
-        places = memory(calls)
-        start = [place.copy() for place in places]
-        for call in calls:
-            make(call)
-        expected = [place.copy() for place in places]
-        restore(places, start)
+        places, expected = by_numpy(calls)
         for item in items:
             library.run(item) if isinstance(item, Kernel) else make(item)
         for place, value in zip(places, expected, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tapes
 from click.testing import CliRunner
-from emulation import make, memory, prove, restore
+from emulation import by_numpy, make, prove
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,12 +44,7 @@ def test_loops_give_what_their_calls_give(name):
 @settings(max_examples=60)
 @given(tapes.of_calls())
 def test_any_tape_of_calls_gives_the_numbers_of_numpy(calls):
-    places = memory(calls)
-    start = [place.copy() for place in places]
-    for call in calls:
-        make(call)
-    expected = [place.copy() for place in places]
-    restore(places, start)
+    places, expected = by_numpy(calls)
     with np.errstate(all="ignore"):
         native.compile(calls)()
     for place, value in zip(places, expected, strict=True):
