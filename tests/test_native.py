@@ -1,9 +1,11 @@
 """Steps as machine code: each loop and each product against the calls that it stands for."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from gpbackprop.numerics import numerics
 pytest.importorskip("llvmlite", reason='llvmlite is not installed: pip install "gpbackprop[compile]"')
 
 from gpbackprop.backend import native
-from gpbackprop.backend.native import engine, products
+from gpbackprop.backend.native import borrowed, engine, loops, packed, products, team, tiles
 
 BATTERY = tapes.battery()
 
@@ -121,10 +123,10 @@ def test_of_equal_maxima_argmax_takes_the_first_and_not_a_number_before_all():
 
 
 @st.composite
-def factors(draw):
+def factors(draw, *sides):
     """a (K, m, j), b (K, j, n) and out (K, m, n), each a transposed view, a part of more columns, or in one piece."""
     k, dtype = draw(st.integers(1, 3)), draw(st.sampled_from(["f4", "f8"]))
-    m, n, j = (draw(st.sampled_from([1, 2, 3, 5, 7, 8, 10, 16, 17, 30, 33, 64])) for _ in range(3))
+    m, n, j = (draw(st.sampled_from(sizes)) for sizes in sides)
     rng = np.random.default_rng(draw(st.integers(0, 9)))
 
     def matrix(members, rows, columns, result=False):
@@ -141,27 +143,75 @@ def factors(draw):
     )
 
 
-@pytest.mark.parametrize("kind", ["part", "_small", "_large"])
-@settings(max_examples=80)
-@given(factors())
-def test_products_of_any_layout_and_size(kind, operands):
+def multiply(part, operands, workers=1):
+    """Do the part, and compare with NumPy."""
     a, b, out = operands
-    call = Call("gemm", np.matmul, (a, b), out, verb=True)
-    part = products.part(call) if kind == "part" else getattr(products, kind)(a, b, out)
-    if part is None:
-        return
+    out.fill(np.nan)
+    native.Program([part], operands, workers)()
     expected = np.broadcast_to(a.astype(np.float64) @ b.astype(np.float64), out.shape)
-    native.Program([part], operands)()
-    tolerance = {"f": 2e-5, "d": 1e-13}[out.dtype.char]
+    tolerance = {"f": 1e-5, "d": 1e-13}[out.dtype.char] * (1 + a.shape[2] ** 0.5)
     np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_small_and_large_products_are_taken_where_they_should_be():
+SIDES = [1, 2, 3, 5, 7, 8, 10, 16, 17, 30, 33, 64]
+
+
+@pytest.mark.parametrize("kind", [tiles, borrowed])
+@settings(max_examples=80)
+@given(factors(SIDES, SIDES, SIDES))
+def test_products_of_any_layout_and_size(kind, operands):
+    if (part := kind.part(*operands)) is not None:
+        multiply(part, operands)
+
+
+# Up to several blocks and panels, with and without copies; (rows, vectors, lanes) of tiles as on other processors.
+@pytest.mark.parametrize("shape", [None, (12, 2, 8), (4, 3, 4), (8, 1, 2)])
+@pytest.mark.parametrize("workers", [1, 3])
+@settings(max_examples=60)
+@given(factors([1, 6, 7, 20, 200], [1, 15, 16, 17, 33, 150], [1, 3, 9, 170, 330]))
+def test_packed_products_of_any_layout_and_size(shape, workers, operands):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "APART", 1)
+        patch.setattr(native, "PIECE", 1)
+        if shape:
+            patch.setattr(packed, "tile", lambda dtype: shape)
+            patch.setattr(packed, "product", {name: packed.built(name, shape) for name in ("float32", "float64")}.get)
+        multiply(packed.part(*operands, workers), operands, workers)
+
+
+@pytest.mark.parametrize("layout", ["plain", "transposed"])
+def test_a_product_has_the_same_bits_on_any_number_of_cores(layout):
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(1, 300, 300)).astype(np.float32) for _ in range(2))
+    if layout == "transposed":
+        a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
+    found = set()
+    for workers in (1, 2, 3, 4, 7):
+        out = np.zeros((1, 300, 300), np.float32)
+        native.compile([Call("gemm", np.matmul, (a, b), out, verb=True)], workers=workers)()
+        found.add(out.tobytes())
+    assert len(found) == 1
+
+
+def test_each_product_is_done_as_suits_it(monkeypatch):
     small, large = (np.ones((1, n, n), np.float32) for n in (10, 200))
-    assert products._small(small, small, small.copy()) is not None or "fma" not in engine.features()
-    assert products._small(large, large, large.copy()) is None
-    assert products._small(small, small.swapaxes(1, 2), small.copy()) is None
-    assert products._large(large, large, large.copy()) is not None or "float32" not in products._blas()
+
+    def kind(a, b):
+        part = products.part(Call("gemm", np.matmul, (a, b), a.copy(), verb=True))
+        return part and part.function
+
+    monkeypatch.setattr(products, "fuses", lambda: True)
+    assert kind(large, large) == kind(small, small.swapaxes(1, 2)) == packed.product("float32") != kind(small, small)
+    monkeypatch.setattr(products, "fuses", lambda: False)
+    assert kind(large, large) == kind(small, small) == borrowed._blas().get("float32")
+
+
+@pytest.mark.parametrize("rows", [6, 12])
+def test_blocks_are_whole_tiles_and_find_room_whatever_the_processor(rows):
+    assert packed.ROWS % rows == 0
+    for register in (32, 64):
+        columns = 2 * register // 4
+        assert packed.DEEP * (packed.ROWS + columns) + 4 * rows * columns <= packed.SCRATCH
 
 
 def test_a_product_into_its_own_operand_is_numpys():
@@ -172,7 +222,8 @@ def test_a_product_into_its_own_operand_is_numpys():
 
 
 def test_what_no_product_of_ours_can_do_is_numpys(monkeypatch):
-    monkeypatch.setattr(products, "_blas", dict)
+    monkeypatch.setattr(products, "fuses", lambda: False)
+    monkeypatch.setattr(borrowed, "_blas", dict)
     a, out = np.random.default_rng(0).normal(size=(2, 200, 200)), np.zeros((2, 200, 200))
     native.compile([Call("gemm", np.matmul, (a, a), out, verb=True)])()
     np.testing.assert_allclose(out, a @ a)
@@ -242,6 +293,90 @@ def test_what_a_row_needs_again_is_written():
     expected = x * x / (x * x).max(1, keepdims=True)
     native.compile(calls, spare=[t])()
     np.testing.assert_allclose(x, expected)
+
+
+# Several cores.
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 640, 5000])
+def test_each_place_of_a_part_is_done_once_whoever_does_it(workers, size, monkeypatch):
+    monkeypatch.setattr(native, "PIECE", 1)
+    monkeypatch.setattr(loops, "LONG", 1)
+    x, one = np.zeros(size), np.ones(size)
+    step = native.assembled(
+        [item for _ in range(50) for item in groups([Call("add", np.add, (x, one), x)], np.empty)], workers
+    )
+    assert (step.team is None) == (workers == 1 or size <= 64)
+    for n in range(1, 40):
+        step()
+        assert (x == 50 * n).all()
+
+
+def test_a_helper_sleeps_when_nothing_is_to_be_done_and_comes_back(monkeypatch):
+    monkeypatch.setattr(native, "PIECE", 1)
+    monkeypatch.setattr(loops, "LONG", 1)
+    x = np.zeros(100_000)
+    step = native.assembled(groups([Call("add", np.add, (x, 1), x)], np.empty), 2)
+    (helper,) = team.of(2).helpers
+    for n in range(1, 4):
+        assert helper.asleep.wait(20)
+        step()
+        assert (x == n).all()
+        for _ in range(2000):  # it is awake after some of these
+            if not helper.asleep.is_set():
+                break
+            time.sleep(0.001)
+            x.fill(n - 1)
+            step()
+        else:
+            pytest.fail("the helper sleeps on")
+
+
+def test_programs_of_several_threads_share_one_team(monkeypatch):
+    monkeypatch.setattr(native, "PIECE", 1)
+    monkeypatch.setattr(loops, "LONG", 1)
+    arrays = [np.zeros(1000) for _ in range(4)]
+    steps = [native.assembled(groups([Call("add", np.add, (x, 1), x)], np.empty), 3) for x in arrays]
+
+    def work(step):
+        for _ in range(500):
+            step()
+
+    threads = [threading.Thread(target=work, args=(step,)) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all((x == 500).all() for x in arrays)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads
+def test_a_forked_process_has_helpers_of_its_own(monkeypatch):
+    monkeypatch.setattr(native, "PIECE", 1)
+    monkeypatch.setattr(loops, "LONG", 1)
+    x = np.zeros(1000)
+    step = native.assembled(groups([Call("add", np.add, (x, 1), x)], np.empty), 2)
+    step()
+    child = os.fork()
+    if not child:
+        for _ in range(100):
+            step()
+        os._exit(int(x[0] != 101 or not all(helper.thread.is_alive() for helper in team.of(2).helpers)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("model", ["dense", "conv", "lstm"])
+def test_a_run_has_the_same_bits_on_any_number_of_cores(model, monkeypatch):
+    monkeypatch.setattr(native, "PIECE", 1)
+    monkeypatch.setattr(loops, "LONG", 1)
+    monkeypatch.setattr(packed, "APART", 1)
+    found = set()
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(parallel, "threads", lambda cores=cores: cores)
+        found.add(trained(1, model=model).network.w.tobytes())
+    assert len(found) == 1
 
 
 # Training.

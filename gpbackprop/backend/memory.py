@@ -5,9 +5,23 @@ an error. What is known in advance is compared with this before it is asked for.
 """
 
 import contextlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+LINE = 64  # bytes of a line of the cache
+
+
+def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of zeros that begins with a line of the cache."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(count + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + count].view(dtype).reshape(shape)
 
 
 def available() -> int | None:

@@ -1,32 +1,35 @@
-"""A tape as machine code: loops compiled by LLVM, and matrix products that go to BLAS without a detour through Python.
+"""A tape as machine code: loops and matrix products compiled by LLVM, and run by all cores.
 
 A program is a table of functions with their arguments, which one call runs from the first to the last. What has no
 compiled form, such as Python code, stands between two programs. This is the one room that wants llvmlite.
 """
 
-import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from gpbackprop.backend import parallel, replay
 from gpbackprop.backend.fuse import Fixed, Group, groups
-from gpbackprop.backend.native import emit, engine, loops, products
-from gpbackprop.backend.native.emit import I64, POINTER
+from gpbackprop.backend.native import engine, loops, products, team
 from gpbackprop.backend.native.loops import Loops
-from gpbackprop.backend.native.products import Part
+from gpbackprop.backend.native.part import Part
 from gpbackprop.backend.replay import Step
 from gpbackprop.backend.tape import Call
 from gpbackprop.backend.views import View, view
 
-SHORT = 2**22  # additions of a step that a call of several steps gains something by
+PIECE = 2**16  # additions of a piece of a part that several cores share, at least
+SHORT = 2**24  # additions of a step that a call of several steps gains something by
 
 
-def compile(*tapes: Sequence[Call], spare: Sequence[np.ndarray] = ()) -> Step:
-    """One call that makes all calls of the tapes in order.
+def workers() -> int:
+    """The cores that one program can use: all, or one where other threads than ours multiply."""
+    return parallel.threads() if products.fuses() else 1
+
+
+def compile(*tapes: Sequence[Call], spare: Sequence[np.ndarray] = (), workers: int = 1) -> Step:
+    """One call that makes all calls of the tapes in order, on as many cores as there are `workers`.
 
     Sums, and functions such as exp, round otherwise than NumPy's; no call joins one of another tape in a loop. What a
     loop writes into the arrays `spare`, and nothing else of its tape touches, need not get there.
@@ -36,7 +39,7 @@ def compile(*tapes: Sequence[Call], spare: Sequence[np.ndarray] = ()) -> Step:
         own = groups([_sum_of_rows(call) or call for call in calls], np.empty)
         _forget(own, [view(x, x.shape) for x in spare])
         items += own
-    return assembled(items)
+    return assembled(items, workers)
 
 
 def _forget(items: Sequence[Group | Call], spare: Sequence[View]) -> None:
@@ -52,21 +55,23 @@ def _forget(items: Sequence[Group | Call], spare: Sequence[View]) -> None:
             ]  # fmt: skip
 
 
-def assembled(items: Sequence[Group | Call]) -> Step:
+def assembled(items: Sequence[Group | Call], workers: int = 1) -> Step:
     """One call that does what `items` say, in order."""
     steps: list[Step] = []
     program: list[Part] = []
-    written = [loops.write(item) if isinstance(item, Group) else item for item in items]
-    engine.build({item.name: item.source for item in written if isinstance(item, Loops) and item.source})
+    with engine.alone:  # or another thread would take a loop for compiled that is only written yet
+        written = [loops.write(item) if isinstance(item, Group) else item for item in items]
+        engine.build({item.name: item.source for item in written if isinstance(item, Loops) and item.source})
     for item in written:
         if isinstance(item, Loops):
-            program.append(Part(engine.address(item.name), np.array(item.addresses, np.int64), item.work))
-        elif item.name == "gemm" and (part := products.part(item)):
+            arguments = np.array(item.addresses, np.int64)
+            program.append(Part(engine.address(item.name), arguments, item.work, item.places, item.grain))
+        elif item.name == "gemm" and (part := products.part(item, workers)):
             program.append(part)
         else:
-            steps += [*([Program(program, written)] if program else []), *replay.lowered(item)]
+            steps += [*([Program(program, written, workers)] if program else []), *replay.lowered(item)]
             program = []
-    steps += [Program(program, written)] if program else []
+    steps += [Program(program, written, workers)] if program else []
     return steps[0] if len(steps) == 1 else replay.in_order(steps)
 
 
@@ -81,19 +86,43 @@ def _sum_of_rows(call: Call) -> Call | None:
 
 
 class Program:
-    """One call of all `parts`, which work on what is in `memory`."""
+    """One call of all `parts`, which work on what is in `memory`; `workers` share those that are long."""
 
-    def __init__(self, parts: Sequence[Part], memory: Any):
+    def __init__(self, parts: Sequence[Part], memory: Any, workers: int = 1):
         self.parts, self.memory = parts, memory
-        self.rows = np.array([(part.function, part.arguments.ctypes.data) for part in parts], np.int64)
-        self.place, self.count, self.run = self.rows.ctypes.data, len(self.rows), _runner()
+        steps = [_step(part, workers) for part in parts]
+        self.rows = np.array(
+            [(part.function, part.arguments.ctypes.data, part.places, step)
+             for part, step in zip(parts, steps, strict=True)], np.int64,
+        )  # fmt: skip
+        shared = any(step < part.places for part, step in zip(parts, steps, strict=True))
+        self.team = team.of(workers) if shared else None
+        self.run = team.once(self.team, self.rows)
 
     def __call__(self) -> None:
-        self.run(self.place, self.count)
+        self.run()
 
     @property
     def work(self) -> int:
         return sum(part.work for part in self.parts)
+
+
+def _step(part: Part, workers: int) -> int:
+    """The places of each piece of a part."""
+    pieces = min(workers, part.work // PIECE)
+    each = -(-part.places // max(1, pieces))
+    return max(1, -(-each // part.grain) * part.grain)
+
+
+class Repeated:
+    """One call of two programs in turn, `times` times over."""
+
+    def __init__(self, there: Program, back: Program, times: int, watched: np.ndarray):
+        self.programs = there, back  # whose memory it works on
+        self.run = team.often(there.team or back.team, there.rows, back.rows, watched, times)
+
+    def __call__(self) -> int:
+        return self.run()
 
 
 def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable[[], int] | None:
@@ -106,12 +135,7 @@ def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable
     if len(programs) != len(steps) or sum(program.work for program in programs) > SHORT:
         return None
     there, back = programs
-    run, place, size = _repeater(), watched.ctypes.data, watched.size
-
-    def steps_together() -> int:  # which keeps the programs, and with them their memory
-        return run(there.place, there.count, back.place, back.count, place, size, times)
-
-    return steps_together
+    return Repeated(there, back, times, watched)
 
 
 def repeated_by_members(
@@ -149,46 +173,3 @@ def repeated_by_members(
         return min(done)
 
     return run
-
-
-def _run(b: ir.IRBuilder, rows: Any, count: Any) -> None:
-    """Call what `count` rows (function, arguments) say."""
-    with emit.loop(b, I64(0), count) as i:
-        function, arguments = (
-            b.load(b.gep(rows, [b.add(b.mul(i, I64(2)), I64(n))], source_etype=I64), typ=kind)
-            for n, kind in enumerate((ir.PointerType(emit.KERNEL), POINTER))
-        )
-        b.call(function, [arguments])
-
-
-@cache
-def _runner() -> Callable[[int, int], None]:
-    """What runs `count` rows at an address."""
-    function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [POINTER, I64]), "gpb_run")
-    b = ir.IRBuilder(function.append_basic_block())
-    _run(b, *function.args)
-    b.ret_void()
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine.built("gpb_run", str(b.module)))
-
-
-@cache
-def _repeater() -> Callable[..., int]:
-    """What runs two programs in turn until a number at an address is not finite, and gives how often."""
-    program = [POINTER, I64]
-    function = ir.Function(ir.Module(), ir.FunctionType(I64, [*program, *program, *program, I64]), "gpb_repeat")
-    b = ir.IRBuilder(function.append_basic_block("entry"))
-    there, back, (numbers, size, times) = function.args[:2], function.args[2:4], function.args[4:]
-    zero, finite = ir.Constant(ir.DoubleType(), 0.0), emit.variable(b, ir.IntType(1)(1))
-    with emit.loop(b, I64(0), times) as done:
-        _run(b, *there)
-        with emit.loop(b, I64(0), size) as i:
-            number = b.load(b.gep(numbers, [i], source_etype=ir.DoubleType()), typ=ir.DoubleType())
-            same = b.fcmp_ordered("==", b.fsub(number, number), zero)  # infinity less infinity is no number
-            b.store(b.and_(same, b.load(finite, typ=ir.IntType(1))), finite)
-        with b.if_then(b.not_(b.load(finite, typ=ir.IntType(1)))):
-            b.ret(done)
-        _run(b, *back)
-    b.ret(times)
-    kinds = [ctypes.c_void_p, ctypes.c_int64]
-    address = engine.built("gpb_repeat", str(b.module))
-    return ctypes.CFUNCTYPE(ctypes.c_int64, *kinds * 3, ctypes.c_int64)(address)

@@ -13,7 +13,9 @@ TYPES: dict[str, Any] = {
 }  # fmt: skip
 I1, I8, I32, I64, POINTER = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.PointerType()
 FLOAT32 = np.dtype(np.float32)
-KERNEL = ir.FunctionType(ir.VoidType(), [POINTER])  # of a function that a program runs, of its arguments
+# A function that a program runs: of its arguments, of the places from one to the other that it is to do, and of memory
+# that is its own for so long.
+KERNEL = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
 
 
 def of(dtype: np.dtype, lanes: int) -> Any:
@@ -112,3 +114,24 @@ def joined(b: ir.IRBuilder, parts: Sequence[Any]) -> Any:
     for i, part in enumerate(parts):
         whole = b.insert_element(whole, part, I32(i))
     return whole
+
+
+def transposed(b: ir.IRBuilder, rows: Sequence[Any]) -> list[Any]:
+    """As many vectors as each has lanes, turned: lane i of vector j is lane j of vector i."""
+    lanes, found = len(rows), list(rows)
+    half = lanes // 2
+    for _ in range(lanes.bit_length() - 1):  # each time vectors i and i + half are shuffled into one another
+        pairs = list(zip(found[:half], found[half:], strict=True))
+        found = []
+        for x, y in pairs:
+            for start in (0, half):
+                order = [i for n in range(start, start + half) for i in (n, lanes + n)]
+                found.append(b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, lanes), order)))
+    return found
+
+
+def prefetch(b: ir.IRBuilder, place: Any) -> None:
+    """Ask for the line of the cache that a place is in."""
+    name, kinds = "llvm.prefetch.p0", [POINTER, I32, I32, I32]
+    declared = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    b.call(declared, [place, I32(0), I32(3), I32(1)])

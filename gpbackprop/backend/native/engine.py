@@ -11,7 +11,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-_alone = threading.Lock()  # the engine is one, and not for two threads at a time
+alone = threading.RLock()  # the engine is one, and not for two threads at a time
 _compiled: dict[str, int] = {}  # addresses of functions by their names: equal ones are compiled once
 
 
@@ -23,7 +23,7 @@ def named(text: str) -> tuple[str, str]:
 
 def build(sources: Mapping[str, str]) -> None:
     """Compile those functions, by their names, that are new."""
-    with _alone:
+    with alone:
         new = {name: source for name, source in sources.items() if name not in _compiled}
         if new:
             _build(new)
@@ -44,6 +44,11 @@ def address(name: str) -> int:
 def features() -> frozenset[str]:
     """What this processor can do, in LLVM's words: avx2, fma, ..."""
     return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+
+
+def processor() -> str:
+    """The kind of this processor, in LLVM's words: x86_64, aarch64, ..."""
+    return llvm.get_process_triple().split("-")[0]
 
 
 def _build(new: Mapping[str, str]) -> None:

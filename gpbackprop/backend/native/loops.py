@@ -1,6 +1,6 @@
 """A group of statements as loops over its elements, in LLVM's language: several lanes at a time.
 
-    void kernel(pointers)
+    void kernel(pointers, begin, end)       of the outermost axis
 
 Lanes lie along the axis on which neighbours in memory are neighbours: along an axis of the outer space, where each lane
 is a row of its own, or along the last one of the inner space, where all lanes are of one row. What does not fill all
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Loops:
     """The function `name`, which takes `addresses` in `arrays`; `source` defines it, or is "" where that was done.
 
-    `work` is what all of it costs, in additions.
+    `work` is what all of it costs, in additions; it can be done in pieces, of `grain` of its `places`.
     """
 
     name: str
@@ -36,7 +36,12 @@ class Loops:
     addresses: tuple[int, ...]
     arrays: tuple[Any, ...]
     work: int
+    places: int
+    grain: int
 
+
+LONG = 2**17  # additions of loops that several cores may share
+GRAIN = 64  # rows that are lanes, of a piece: some lines of the cache
 
 _names: dict[str, str] = {}  # of loops by what they do: equal ones are written once
 
@@ -50,8 +55,7 @@ def write(group: "Group") -> Loops:
         _names[key] = name
     views = [place for _, place in places.pointers.values()]
     addresses, arrays = tuple(place.address for place in views), tuple(place.array for place in views)
-    each = sum((places.at.width if full else 1) * (1 + expression.cost(part.value)) for part, full in places.members)
-    return Loops(name, source, addresses, arrays, places.at.many * each)
+    return Loops(name, source, addresses, arrays, places.work, *(places.outermost if places.cut else (1, 1)))
 
 
 class Places:
@@ -68,15 +72,29 @@ class Places:
             for place in views_of(part):
                 self.pointers.setdefault((place.address, place.dtype.name), (len(self.pointers), place))
         self.lanes = self._lane_axis() if self.at.columns else None
+        each = sum((self.at.width if full else 1) * (1 + expression.cost(part.value)) for part, full in self.members)
+        self.work = self.at.many * each
         axes = [a for a in range(len(self.at.outer)) if a != self.lanes]
         self.axes = axes if self.lanes is None else [*axes, self.lanes]
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is worked on in pieces."""
+        return self.work >= LONG
+
+    @property
+    def outermost(self) -> tuple[int, int]:
+        """Places of the outermost axis, and of how many a piece has a multiple."""
+        if not self.axes:
+            return 1, 1
+        return self.at.outer[self.axes[0]], GRAIN if self.axes[0] == self.lanes else 1
 
     def number(self, place: View) -> int:
         return self.pointers[place.address, place.dtype.name][0]
 
     def signature(self) -> str:
         """The same digest for groups that do the same, wherever in memory."""
-        facts: list[Any] = [self.at.outer, self.at.inner, self.axes, self.lanes]
+        facts: list[Any] = [self.at.outer, self.at.inner, self.axes, self.lanes, self.cut]
         for part, full in self.members:
             views = [(self.number(p), p.dtype.name, self.at.strides[id(p), full]) for p in views_of(part)]
             steps = [(read.step, read.rows) if isinstance(read, Row) else 0 for read in part.reads]

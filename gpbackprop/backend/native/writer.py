@@ -51,7 +51,7 @@ class Writer:
         self.lane_axis = places.lanes
         kernel = ir.Function(ir.Module(), emit.KERNEL, "kernel")
         self.b = ir.IRBuilder(kernel.append_basic_block("entry"))
-        (table,) = kernel.args
+        table, *self.part, _ = kernel.args
         self.bases = [
             self.b.load(self.b.gep(table, [I64(i)], source_etype=I64), typ=POINTER) for i in range(len(places.pointers))
         ]
@@ -66,36 +66,37 @@ class Writer:
 
     def function(self) -> tuple[str, str]:
         """Its name, which is a digest of its source, and its source."""
-        self._nest(self.places.axes)
+        self._nest(self.places.axes, self.part if self.places.cut else None)
         self.b.ret_void()
         return engine.named(str(self.b.module))
 
     # Loops.
 
-    def _lanes(self, size: int) -> Iterator[tuple[int, Any]]:
-        """Loops from 0 to `size`: of as many lanes as there may be, then of fewer."""
-        start = 0
+    def _lanes(self, size: int, part: tuple[Any, Any] | None = None) -> Iterator[tuple[int, Any]]:
+        """Loops over `size` places, or over a part of them: of as many lanes as there may be, then of fewer."""
+        begin, end = part or (I64(0), I64(size))
         for lanes in WIDTHS:
-            stop = size - (size - start) % lanes
-            if stop > start:
-                with emit.loop(self.b, I64(start), I64(stop), lanes) as i:
+            if size >= lanes and (part or size % (4 * lanes) >= lanes or lanes == WIDTHS[0]):
+                stop = self.b.add(begin, self.b.and_(self.b.sub(end, begin), I64(-lanes)))
+                with emit.loop(self.b, begin, stop, lanes) as i:
                     yield lanes, i
-            start = stop
+                begin = stop
 
-    def _nest(self, axes: Sequence[int]) -> None:
-        """The rows along the axes."""
+    def _nest(self, axes: Sequence[int], part: tuple[Any, Any] | None) -> None:
+        """The rows along the axes; a part of the first of them, or all."""
         if not axes:
             self._row_body(1)
             return
         first, *rest = axes
         if first == self.lane_axis:
-            for lanes, i in self._lanes(self.at.outer[first]):
+            for lanes, i in self._lanes(self.at.outer[first], part):
                 self.outer[first] = i
                 self._row_body(lanes)
         else:
-            with emit.loop(self.b, I64(0), I64(self.at.outer[first])) as i:
+            begin, end = part or (I64(0), I64(self.at.outer[first]))
+            with emit.loop(self.b, begin, end) as i:
                 self.outer[first] = i
-                self._nest(rest)
+                self._nest(rest, None)
 
     def _row_body(self, lanes: int) -> None:
         """All statements for `lanes` rows."""
