@@ -170,7 +170,8 @@ class Columns:
         """
         frame = self._frame()
         # Few channels: one product for all taps. Many: one for each tap, so that what is added lies in one piece.
-        term = self.plan.scratch((self.matrix.shape[1], self.share)) if self.share >= 16 else None
+        apart = self.share >= self.plan.backend.compact
+        term = self.plan.scratch((self.matrix.shape[1], self.share)) if apart else None
         return [self._write(x, y, weights, frame, term, block) for block in self.blocks]
 
     @property
