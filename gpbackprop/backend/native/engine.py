@@ -64,6 +64,7 @@ def _build(new: Mapping[str, str]) -> None:
     engine.add_module(whole)
     engine.finalize_object()
     _compiled.update({name: engine.get_function_address(name) for name in new})
+    engine.remove_module(whole)  # the machine code stays
 
 
 @cache
