@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import call
 from test_configs import trained
 
 from gpbackprop.backend import Backend
-from gpbackprop.cli.group import cli
 from gpbackprop.config import parse
 from gpbackprop.data import Preparation, load
 from gpbackprop.data.batches import Feed
@@ -44,12 +43,6 @@ epochs = 3
 
 def config(source="iris", keys=""):
     return parse(TEXT.replace("SOURCE", str(source)).replace("KEYS", keys), "test.toml")
-
-
-def run(*args):
-    result = CliRunner().invoke(cli, [str(arg) for arg in args])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def prepared(trainer, name):
@@ -116,11 +109,11 @@ def test_the_command_line_reconstructs_and_evaluates_rows_without_a_label(tmp_pa
     trainer.save(tmp_path / "model.h5")
     raw, rows = trainer.data.splits["train"].inputs[:20], tmp_path / "rows.csv"
     rows.write_text("".join(",".join(map(str, row)) + "\n" for row in [IRIS, *raw]))
-    lines = run("predict", tmp_path / "model.h5", rows).splitlines()
+    lines = call("predict", tmp_path / "model.h5", rows).stdout.splitlines()
     assert lines[0] == ",".join(IRIS)
     expected = load_model(tmp_path / "model.h5").predict(raw)[0]
     np.testing.assert_allclose(np.array([line.split(",") for line in lines[1:]], float), expected, rtol=1e-5)
-    results = json.loads(run("evaluate", tmp_path / "model.h5", "--data", rows, "--json"))["results"]
+    results = json.loads(call("evaluate", tmp_path / "model.h5", "--data", rows, "--json").stdout)["results"]
     assert results["mean_absolute_error"] == pytest.approx(np.abs(expected - raw).mean(), rel=1e-5)
 
 

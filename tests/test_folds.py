@@ -7,11 +7,10 @@ from pathlib import Path
 import fake_cupy
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import call
 
 import gpbackprop as gp
 from gpbackprop import checkpoint
-from gpbackprop.cli.group import cli
 from gpbackprop.config import parse, read
 from gpbackprop.data import Preparation, folds, load, read_labelled
 from gpbackprop.data.moments import moments
@@ -309,15 +308,9 @@ def test_a_config_of_folds_is_written_out_and_means_the_same():
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Runs a command in a folder of its own."""
+    """What a command prints that runs in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        done = CliRunner().invoke(cli, [*map(str, arguments)], standalone_mode=False, catch_exceptions=False)
-        assert not done.return_value, done.output
-        return done.stdout
-
-    return run
+    return lambda *arguments: call(*arguments).stdout
 
 
 def test_train_prints_each_fold_their_mean_and_deviation_and_so_does_json(command):

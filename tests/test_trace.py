@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import call
 
-from gpbackprop.cli.group import cli
 from gpbackprop.config import parse, read
 from gpbackprop.errors import UsageError
 from gpbackprop.optim.sgd import SGD
@@ -18,13 +17,6 @@ from gpbackprop.tracing import page, record
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MAZUR = CONFIGS / "mazur.toml"
-
-
-def run(*arguments):
-    done = CliRunner().invoke(cli, ["trace", *map(str, arguments)], standalone_mode=False)
-    if done.exception:
-        raise done.exception
-    return done
 
 
 def mazur(*settings, **options):
@@ -100,7 +92,7 @@ def test_mazur_the_error_after_n_updates_though_the_config_has_fewer_epochs():
 
 
 def test_mazur_the_text_prints_them():
-    text = run(MAZUR).stdout
+    text = call("trace", MAZUR).stdout
     seen = [float(word) for word in re.findall(r"(?<!\S)-?\d+(?:\.\d+)?(?:e-\d+)?(?!\S)", text)]
     words = (  # all that the example prints of the step, with the digits that it prints
         "0.3775 0.3925 0.593269992107 0.596884378260 1.10590596706 1.224921404096 0.751365069552 0.772928465321 "
@@ -207,21 +199,21 @@ def test_what_the_optimizer_freezes_is_frozen_too():
 
 def test_what_cannot_be_traced_is_refused_with_a_reason(monkeypatch):
     with pytest.raises(UsageError, match=r"digits: has 9610 parameters, more than 400; .* --set model.0.units=4"):
-        run(CONFIGS / "digits.toml")
+        call("trace", CONFIGS / "digits.toml")
     with pytest.raises(UsageError, match="the input has 64 values a row, more than 40"):
-        run(CONFIGS / "digits.toml", "--set", "model.0.units=4")
+        call("trace", CONFIGS / "digits.toml", "--set", "model.0.units=4")
     with pytest.raises(UsageError, match="--row 1: the training split has the rows 0 to 0"):
-        run(MAZUR, "--row", 1)
+        call("trace", MAZUR, "--row", 1)
     monkeypatch.setattr(SGD, "gradient", False)
     with pytest.raises(UsageError, match="sgd learns without gradients"):
-        run(MAZUR)
+        call("trace", MAZUR)
 
 
 # ---- JSON and the page
 
 
 def test_json_holds_all_of_it():
-    facts = json.loads(run(MAZUR, "--json", "--steps", 2).stdout)
+    facts = json.loads(call("trace", MAZUR, "--json", "--steps", 2).stdout)
     assert facts == json.loads(json.dumps(mazur(steps=2)))
     assert (facts["inputs"], facts["targets"]) == (["x1", "x2"], ["t1", "t2"])
     assert facts["optimizer"]["settings"] == {"lr": 0.5}
@@ -243,7 +235,7 @@ class Links(HTMLParser):
 
 
 def test_the_page_holds_the_numbers_and_loads_nothing(tmp_path):
-    done = run(MAZUR, "--html", tmp_path / "mazur.html", "--steps", 3)
+    done = call("trace", MAZUR, "--html", tmp_path / "mazur.html", "--steps", 3)
     assert done.stdout == ""
     assert "mazur.html: open it in a browser" in done.stderr
     text = (tmp_path / "mazur.html").read_text(encoding="utf-8")
