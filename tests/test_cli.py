@@ -456,16 +456,22 @@ def test_training_goes_on_where_stderr_takes_no_more_and_the_log_says_so(here):
 
 
 @full_disk
-@pytest.mark.parametrize("line", [["evaluate", "run"], ["predict", "run", "iris.csv"]], ids=["evaluate", "predict"])
-def test_a_result_that_finds_no_room_is_an_error_of_the_call(trained, line):
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "line",
+    ["evaluate run", "predict run iris.csv", "-h", "--version", "train -h", "data info -h", "completion bash", ""],
+)
+def test_a_result_that_finds_no_room_is_an_error_of_the_call(trained, line, unbuffered):
+    asked = {} if line else {"_GPBACKPROP_COMPLETE": "zsh_complete", "COMP_WORDS": "gpbackprop tr", "COMP_CWORD": "1"}
     with FULL.open("w") as full:
-        command = [sys.executable, "-m", "gpbackprop", *line]
+        command = [sys.executable, "-m", "gpbackprop", *line.split()]
         pipes = {"stdout": full, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-        done = subprocess.run(command, cwd=trained, env=environment(), timeout=60, **pipes)
-    assert done.returncode == 2
+        given = environment(PYTHONUNBUFFERED=unbuffered, **asked)
+        done = subprocess.run(command, cwd=trained, env=given, timeout=60, **pipes)
     assert (
         done.stderr == "error: stdout: could not be written: No space left on device; make room, or lead it elsewhere\n"
     )
+    assert done.returncode == 2
 
 
 @posix

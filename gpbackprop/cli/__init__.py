@@ -89,9 +89,9 @@ def _run() -> int:
         advice = "try a smaller train.batch_size, model or population, or a machine with more memory"
         return _say(f"out of memory: {str(error) or 'no further detail'}; {advice}", MEMORY, trace=True)
     except OSError as error:
-        if error.filename is None:
-            return _say_internal(error)
-        return _say(f"{error.filename}: {error.strerror or error}", USAGE, trace=True)
+        if error.filename is not None:
+            return _say(f"{error.filename}: {error.strerror or error}", USAGE, trace=True)
+        return _say_refused(error) if _was_printing(error) else _say_internal(error)
     except Exception as error:
         if (ours := _of_cuda(error)) is not None:
             return _say(str(ours), getattr(ours, "exit_code", MEMORY), trace=True)
@@ -113,6 +113,25 @@ def _say(message: str, code: int, *, trace: bool = False) -> int:
         screen.note(traceback.format_exc().rstrip())
     screen.error(message)
     return code
+
+
+def _was_printing(error: OSError) -> bool:
+    """Whether click was printing: the help, the version and the words for a shell, which do not pass by `screen`.
+
+    That is stdout: what goes to stderr is let go where stderr takes no more.
+    """
+    import traceback
+
+    import click
+
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _say_refused(error: OSError) -> int:
+    from gpbackprop.cli import screen
+
+    ours = screen.refused(error)
+    return _say(str(ours), ours.exit_code, trace=True)
 
 
 def _say_internal(error: Exception) -> int:

@@ -2,6 +2,8 @@
 
 import click
 
+from gpbackprop.cli import screen
+
 EPILOG = """
 \b
 bash   gpbackprop completion bash > ~/.local/share/bash-completion/completions/gpbackprop
@@ -21,4 +23,4 @@ def command(shell):
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "gpbackprop", COMPLETE).source())
+    screen.result(kind(cli, {}, "gpbackprop", COMPLETE).source())

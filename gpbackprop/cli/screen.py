@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from gpbackprop.errors import GPError, UsageError
+
 verbosity = 0
 """-1 after -q, 1 after -v."""
 
@@ -85,10 +87,13 @@ def writing_results():
     except BrokenPipeError:
         raise
     except OSError as error:
-        from gpbackprop.errors import UsageError
+        raise refused(error) from error
 
-        why = error.strerror or error
-        raise UsageError(f"stdout: could not be written: {why}; make room, or lead it elsewhere") from error
+
+def refused(error: OSError) -> GPError:
+    """The error of the call that it is when stdout takes no more."""
+    why = error.strerror or error
+    return UsageError(f"stdout: could not be written: {why}; make room, or lead it elsewhere")
 
 
 def note(text: str) -> None:
