@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -577,12 +578,31 @@ def test_inspect_shows_layers_inside_layers_and_frozen_parameters(here):
 
 
 def test_devices_names_the_cpu_and_the_reason_where_cuda_cannot_be_used(tmp_path):
-    found = json.loads(gpbackprop("devices", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="").stdout)["devices"]
+    said = json.loads(gpbackprop("devices", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="").stdout)
+    found = said["devices"]
+    assert set(said) == {"devices", "compiler"}
     assert found[0] == {"name": "cpu", "usable": True, "description": "NumPy on the CPU"}
     assert found[1]["name"] == "cuda"
     assert not found[1]["usable"]
     assert found[1]["description"]
     assert "cpu" in gpbackprop("devices", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "usable", "words"),
+    [
+        (SimpleNamespace(__version__="0.99.1"), True, "by llvmlite 0.99.1"),
+        (None, False, 'install it by pip install "gpbackprop[compile]"'),
+    ],
+    ids=["there", "missing"],
+)
+def test_devices_says_whether_steps_on_the_cpu_can_be_compiled(package, usable, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llvmlite", package)
+    found = json.loads(call("devices", "--json").stdout)["compiler"]
+    assert (found["name"], found["usable"]) == ("train.compile", usable)
+    assert words in found["description"]
+    line = next(line for line in call("devices").stdout.splitlines() if line.startswith("train.compile"))
+    assert re.fullmatch(rf"train\.compile  {'yes' if usable else 'no '}     .*{re.escape(words)}.*", line)
 
 
 def test_data_lists_and_describes_what_has_a_name(tmp_path):

@@ -2,10 +2,10 @@
 
 import re
 
-from gpbackprop.backend.numpy import Array, Backend
-from gpbackprop.errors import DeviceError, UsageError
+from gpbackprop.backend.numpy import Array, Backend, Compiled
+from gpbackprop.errors import ConfigError, DeviceError, UsageError
 
-__all__ = ["Array", "Backend", "devices", "select"]
+__all__ = ["Array", "Backend", "compiler", "devices", "select"]
 
 
 def select(device: str = "auto") -> Backend:
@@ -39,3 +39,14 @@ def devices() -> list[tuple[str, bool, str]]:
     except DeviceError as error:
         rows.append(("cuda", False, str(error)))
     return rows
+
+
+def compiler() -> tuple[str, bool, str]:
+    """`train.compile` on the CPU as (name, usable, description or the reason why it cannot be used).
+
+    It is asked for as a run asks for it. LLVM itself, a tenth of a second, is loaded when a step is compiled.
+    """
+    try:
+        return "train.compile", True, f"steps on the CPU as machine code, by llvmlite {Compiled().compiler}"
+    except ConfigError as error:
+        return "train.compile", False, str(error)

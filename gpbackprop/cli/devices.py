@@ -9,15 +9,25 @@ from gpbackprop.cli import options, screen
 @options.as_json
 @screen.verbosity_options
 def command(as_json):
-    """The devices of this machine: what --device may name, and why where something cannot be used."""
-    screen.listen(screen.verbosity)
-    from gpbackprop.backend import devices
+    """The devices of this machine: what --device may name, and why where something cannot be used.
 
-    found = devices()
+    It also says whether the CPU can have its steps compiled (train.compile).
+    """
+    screen.listen(screen.verbosity)
+    from gpbackprop.backend import compiler, devices
+
+    found, compiled = devices(), compiler()
     if as_json:
-        screen.print_json(
-            {"devices": [dict(zip(("name", "usable", "description"), row, strict=True)) for row in found]}
-        )
+        screen.print_json({"devices": [_facts(row) for row in found], "compiler": _facts(compiled)})
         return
+    screen.result(_table("device", found))
+    screen.result("\n" + _table("setting", [compiled]))
+
+
+def _facts(row):
+    return dict(zip(("name", "usable", "description"), row, strict=True))
+
+
+def _table(heading, found):
     rows = [[name, "yes" if usable else "no", text.removeprefix(f"{name}: ")] for name, usable, text in found]
-    screen.result(screen.table([["device", "usable", ""], *rows], indent=""))
+    return screen.table([[heading, "usable", ""], *rows], indent="")
