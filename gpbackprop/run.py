@@ -28,6 +28,7 @@ from gpbackprop.backend import Backend
 from gpbackprop.checkpoint import disk
 from gpbackprop.config import Config, parse, read_text
 from gpbackprop.data import Dataset, folds
+from gpbackprop.data.stored import Stored
 from gpbackprop.errors import CheckpointError, DataError, GPError, NumericalError, OutOfMemoryError, UsageError
 from gpbackprop.lock import Lock
 from gpbackprop.logfile import log_file
@@ -197,8 +198,10 @@ class Run:
         trainer, train = self.trainer, self.trainer.train
         if self._lock.stale:
             log.info("%s: taken over from %s, which is gone", self.path, self._lock.stale)
-        if stream := trainer.data.splits["train"].stream:
-            log.info("the rows come from their file in portions of %g MB (data.stream)", stream.size / 1e6)
+        split = trainer.data.splits["train"]
+        if split.stream:
+            where = "their file" if isinstance(split.inputs, Stored) else "memory"
+            log.info("the rows come from %s in portions of %g MB (data.stream)", where, split.stream.size / 1e6)
         if self._inexact:
             log.warning("the bits may differ from here on:\n  %s", "\n  ".join(self._inexact))
         stopped = False

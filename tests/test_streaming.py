@@ -404,10 +404,12 @@ def test_true_is_the_usual_size_and_what_is_no_size_is_refused():
             gp.data.Data("rows.h5", stream=wrong)
 
 
-def test_a_run_that_was_stopped_in_a_portion_ends_with_the_same_bits(rows, tmp_path):
+def test_a_run_that_was_stopped_in_a_portion_ends_with_the_same_bits(rows, tmp_path, caplog):
+    caplog.set_level("INFO", "gpbackprop")
     config = parse(CONFIG.format(rows=rows, stream=f'"{SMALL}"'), "c.toml")
     whole = Run.start(tmp_path / "whole", config, "", "cpu")
     whole.train()
+    assert "the rows come from their file in portions of 0.004 MB (data.stream)" in caplog.text
 
     class StopAt(gp.Hook):
         def on_step(self, run):
@@ -680,6 +682,22 @@ def test_a_table_in_memory_that_does_not_fit_the_device_is_sent_in_portions(rows
     assert data.source.stream == "64 MB"
     assert isinstance(data.splits["train"].inputs, np.ndarray)
     assert gp.data.load(config.data, device=select("cpu")).source.stream is False
+
+
+def test_a_set_with_a_name_is_sent_in_portions_and_its_run_goes_on_like_that(fake, tmp_path, monkeypatch, caplog):
+    """So that a size of a portion is no mistake where there is no file: what "auto" came to is one, in a new config."""
+    caplog.set_level("INFO", "gpbackprop")
+    config = parse(CONFIG.format(rows="iris", stream='"auto"'), "c.toml")
+    monkeypatch.setattr(sizes, "expect_room", lambda measured, room: measured(None))
+    fake.free = 1000
+    Run.start(tmp_path / "run", config, "", "cuda").train(epochs=2)
+    assert 'stream = "64 MB"' in (tmp_path / "run" / "config.resolved.toml").read_text()
+    assert "the rows come from memory in portions of 64 MB (data.stream)" in caplog.text
+    again = Run.open(tmp_path / "run", "cuda")
+    assert again.trainer.training.portions
+    assert again.train()[0] == 0
+    for name, more in (("iris", {}), ("moons", {}), ("wave", {"window": 4})):
+        assert gp.data.load(name, stream=SMALL, **more).splits["train"].stream.size == 4000
 
 
 def test_data_that_fill_a_device_are_told_of_portions(rows, fake):
