@@ -148,7 +148,7 @@ class Backend:
 
     def replay(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that makes all `calls` in order, with the same bits."""
-        return parallel.shared(calls, replay.compile, parallel.threads()) or replay.compile(calls)
+        return parallel.shared(calls, replay.compile, parallel.together, parallel.threads()) or replay.compile(calls)
 
     def available(self) -> int | None:
         """Bytes of memory that can still be asked for; None where that is not known."""
@@ -225,7 +225,7 @@ class Compiled(Backend):
         from gpbackprop.backend import native
 
         # what is shared is compiled run by run, which do not know what the others read
-        shared = parallel.shared(calls, native.compile, parallel.threads(), CACHE)
+        shared = parallel.shared(calls, native.compile, native.together, parallel.threads(), CACHE)
         return shared or self._compiler()(calls, workers=native.workers())
 
     def _compiler(self) -> Callable[..., Callable[[], None]]:

@@ -30,11 +30,17 @@ def threads() -> int:
     return min([cores, *(int(limit) for limit in limits if limit.isdigit() and int(limit))])
 
 
-def shared(calls: Sequence[Call], compile: Callable[..., Step], workers: int, cache: int = 2**63) -> Step | None:
+def shared(
+    calls: Sequence[Call],
+    compile: Callable[..., Step],
+    together: Callable[[Sequence[Step]], Step],
+    workers: int,
+    cache: int = 2**63,
+) -> Step | None:
     """One call that makes all `calls`, large runs of them on `workers` threads; None where that does not pay.
 
-    `compile(*tapes)` is one call of tapes one after the other. A thread works on some of its members after the others
-    where what the calls touch would not fit into `cache` bytes for all of them.
+    `compile(*tapes)` is one call of tapes one after the other, `together(steps)` of some at once. A thread works on
+    some of its members after the others where what the calls touch would not fit into `cache` bytes for all of them.
     """
     products = [(*call.inputs[0].shape, call.inputs[1].shape[2]) for call in calls if call.name == "gemm"]
     members = max((size[0] for size in products), default=1)

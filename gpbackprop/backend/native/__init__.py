@@ -5,7 +5,6 @@ compiled form, such as Python code, stands between two programs. This is the one
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,6 +94,7 @@ class Program:
             [(part.function, part.arguments.ctypes.data, part.places, step)
              for part, step in zip(parts, steps, strict=True)], np.int64,
         )  # fmt: skip
+        self.place = [self.rows.ctypes.data, len(self.rows)]
         shared = any(step < part.places for part, step in zip(parts, steps, strict=True))
         self.team = team.of(workers) if shared else None
         self.run = team.once(self.team, self.rows)
@@ -119,13 +119,14 @@ class Repeated:
 
     def __init__(self, there: Program, back: Program, times: int, watched: np.ndarray):
         self.programs = there, back  # whose memory it works on
-        self.run = team.often(there.team or back.team, there.rows, back.rows, watched, times)
+        self.place = [*there.place, *back.place, watched.ctypes.data, watched.size, times]
+        self.run = team.often(there.team or back.team, [*there.place, *back.place], watched, times)
 
     def __call__(self) -> int:
         return self.run()
 
 
-def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Callable[[], int] | None:
+def repeated(steps: Sequence[Step], times: int, watched: np.ndarray) -> Repeated | None:
     """One call of two steps in turn, `times` times over, and how often that was.
 
     It ends between the two as soon as an element of `watched`, of float64, is not finite. None where the steps are
@@ -160,16 +161,26 @@ def repeated_by_members(
     runs = [part for part in parts if part is not None]
     if len(runs) < count:
         return None
-    done = [0] * workers
-
-    def work(n: int) -> None:
-        done[n] = min(run() for run in runs[n::workers])
-
-    together = parallel.together([partial(work, n) for n in range(workers)])
+    table = np.array([[*run.place, 0] for run in runs], np.int64)
+    program = _each("gpb_repeats", table, runs, SHORT * count, workers)
 
     def run() -> int:
         begin()
-        together()
-        return min(done)
+        program()
+        return int(table[:, -1].min())
 
     return run
+
+
+def together(works: Sequence[Step]) -> Step:
+    """One call that does `works` at the same time."""
+    programs = [work for work in works if isinstance(work, Program)]
+    if len(programs) != len(works):
+        return parallel.together(works)
+    table = np.array([program.place for program in programs], np.int64)
+    return _each("gpb_programs", table, programs, sum(program.work for program in programs), len(works))
+
+
+def _each(function: str, table: np.ndarray, memory: Any, work: int, workers: int) -> Program:
+    """A program of one part, whose places are the rows of a table."""
+    return Program([Part(team.address(function), table, work, len(table))], (table, memory), workers)

@@ -13,7 +13,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -198,6 +198,56 @@ stop:
 end:
   ret i64 %times
 }}
+
+define void @gpb_programs(ptr %rows, i64 %begin, i64 %end, ptr %scratch) {{  ; a part of programs: their parts, how many
+entry:
+  br label %next
+next:
+  %i = phi i64 [ %begin, %entry ], [ %more, %next ]
+  %first = mul i64 %i, 2
+  %row = getelementptr i64, ptr %rows, i64 %first
+  %n.at = getelementptr i64, ptr %row, i64 1
+  %parts = load ptr, ptr %row
+  %n = load i64, ptr %n.at
+  call void @gpb_lead(ptr null, ptr %parts, i64 %n, ptr %scratch)
+  %more = add i64 %i, 1
+  %all = icmp eq i64 %more, %end
+  br i1 %all, label %out, label %next
+out:
+  ret void
+}}
+
+define void @gpb_repeats(ptr %rows, i64 %begin, i64 %end, ptr %scratch) {{  ; a part of pairs to repeat
+entry:
+  br label %next
+next:
+  %i = phi i64 [ %begin, %entry ], [ %more, %next ]
+  %first = mul i64 %i, 8
+  %row = getelementptr i64, ptr %rows, i64 %first
+  %m.at = getelementptr i64, ptr %row, i64 1
+  %back.at = getelementptr i64, ptr %row, i64 2
+  %n.at = getelementptr i64, ptr %row, i64 3
+  %numbers.at = getelementptr i64, ptr %row, i64 4
+  %size.at = getelementptr i64, ptr %row, i64 5
+  %times.at = getelementptr i64, ptr %row, i64 6
+  %done.at = getelementptr i64, ptr %row, i64 7
+  %there = load ptr, ptr %row
+  %m = load i64, ptr %m.at
+  %back = load ptr, ptr %back.at
+  %n = load i64, ptr %n.at
+  %numbers = load ptr, ptr %numbers.at
+  %size = load i64, ptr %size.at
+  %times = load i64, ptr %times.at
+  %done = call i64 @gpb_repeat(
+    ptr null, ptr %there, i64 %m, ptr %back, i64 %n, ptr %numbers, i64 %size, i64 %times, ptr %scratch
+  )
+  store i64 %done, ptr %done.at
+  %more = add i64 %i, 1
+  %all = icmp eq i64 %more, %end
+  br i1 %all, label %out, label %next
+out:
+  ret void
+}}
 """
 
 
@@ -254,14 +304,13 @@ def once(team: Team | None, parts: np.ndarray) -> Callable[[], None]:
     return lambda: lead(team and team.call(), place, count, scratch())
 
 
-def often(team: Team | None, there: np.ndarray, back: np.ndarray, watched: np.ndarray, times: int) -> Callable[[], int]:
-    """One call that does the parts there and those back in turn, `times` times over, and gives how often that was.
+def often(team: Team | None, programs: Sequence[int], watched: np.ndarray, times: int) -> Callable[[], int]:
+    """One call that does two programs (parts, how many) in turn, `times` times over, and gives how often that was.
 
     It ends between the two as soon as an element of `watched`, of float64, is not finite.
     """
-    repeat, lists = functions()[2], [x for rows in (there, back) for x in (rows.ctypes.data, len(rows))]
-    place, size = watched.ctypes.data, watched.size
-    return lambda: repeat(team and team.call(), *lists, place, size, times, scratch())
+    repeat, place, size = functions()[2], watched.ctypes.data, watched.size
+    return lambda: repeat(team and team.call(), *programs, place, size, times, scratch())
 
 
 _own = threading.local()
@@ -280,14 +329,21 @@ def scratch() -> int:
 @cache
 def functions() -> tuple[Callable[..., Any], ...]:
     """What a leader does, what a helper does, and what a leader does several times over."""
-    names, place, size = ("gpb_lead", "gpb_help", "gpb_repeat"), ctypes.c_void_p, ctypes.c_int64
-    engine.build({name: TEXT.format(**_words()) if name == "gpb_lead" else "" for name in names})  # one text for all
-    kinds = (
-        ctypes.CFUNCTYPE(None, place, place, size, place),
-        ctypes.CFUNCTYPE(None, place, place),
-        ctypes.CFUNCTYPE(size, place, place, size, place, size, place, size, size, place),
-    )
-    return tuple(kind(engine.address(name)) for kind, name in zip(kinds, names, strict=True))
+    place, size = ctypes.c_void_p, ctypes.c_int64
+    kinds = {
+        "gpb_lead": ctypes.CFUNCTYPE(None, place, place, size, place),
+        "gpb_help": ctypes.CFUNCTYPE(None, place, place),
+        "gpb_repeat": ctypes.CFUNCTYPE(size, place, place, size, place, size, place, size, size, place),
+    }
+    return tuple(kind(address(name)) for name, kind in kinds.items())
+
+
+@cache
+def address(name: str) -> int:
+    """Where one of the functions of the text is."""
+    names = ("gpb_lead", "gpb_help", "gpb_repeat", "gpb_programs", "gpb_repeats")
+    engine.build({each: TEXT.format(**_words()) if each == names[0] else "" for each in names})  # one text for all
+    return engine.address(name)
 
 
 def _words() -> dict[str, object]:
