@@ -91,17 +91,23 @@ again:
   ret void
 }}
 
-define void @gpb_help(ptr %team, ptr %scratch) {{  ; until there has been nothing to do for a while
+define void @gpb_help(ptr %team, ptr %scratch) {{  ; until there has been no leader for a while
 entry:
+  %leader = getelementptr i64, ptr %team, i64 16
   br label %look
 look:
   %looks = phi i64 [ 0, %entry ], [ 0, %look ], [ %more, %rest ]
+  %idle = phi i64 [ 0, %entry ], [ 0, %look ], [ %longer, %rest ]
   %done = call i1 @gpb_piece(ptr %team, ptr %scratch)
   br i1 %done, label %look, label %rest
 rest:
   call void @gpb_rest(i64 %looks)
   %more = add i64 %looks, 1
-  %enough = icmp eq i64 %more, {patience}
+  %led = load atomic i64, ptr %leader monotonic, align 8
+  %free = icmp eq i64 %led, 0
+  %one.more = add i64 %idle, 1
+  %longer = select i1 %free, i64 %one.more, i64 0
+  %enough = icmp eq i64 %longer, {patience}
   br i1 %enough, label %sleep, label %look
 sleep:
   ret void
@@ -254,7 +260,7 @@ out:
 class Helper:
     """A thread that does pieces. It is a daemon, and born again in a process's child."""
 
-    def __init__(self, team: int):
+    def __init__(self, team: np.ndarray):
         self.team = team
         self.start()
         if hasattr(os, "register_at_fork"):
@@ -267,8 +273,10 @@ class Helper:
 
     def _serve(self) -> None:
         asleep, wake = self.asleep, self.wake
-        while True:
-            functions()[1](self.team, scratch())
+        help, team, place = functions()[1], self.team.ctypes.data, scratch()
+        kept = self.team, _own.memory  # by this frame, for good: the thread looks on while Python ends
+        while kept:
+            help(team, place)
             asleep.set()
             wake.wait()
             asleep.clear()
@@ -283,7 +291,7 @@ class Team:
         self.place = self.memory.ctypes.data
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=lambda: self.memory.fill(0))  # those at work are not in the child
-        self.helpers = [Helper(self.place) for _ in range(workers - 1)]
+        self.helpers = [Helper(self.memory) for _ in range(workers - 1)]
 
     def call(self) -> int:
         """Where the team is, once nobody sleeps."""
