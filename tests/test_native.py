@@ -385,6 +385,7 @@ MODELS = {
     "dense": (gp.Flatten(), gp.Dense(16, activation="tanh"), gp.Dropout(0.1), gp.Dense(10)),
     "conv": (gp.Conv2d(3, 3, activation="relu"), gp.MaxPool2d(), gp.BatchNorm(), gp.Flatten(), gp.Dense(10)),
     "lstm": (gp.Reshape((8, 8)), gp.LSTM(5), gp.Dense(10)),
+    "rnn": (gp.Reshape((8, 8)), gp.SimpleRNN(30), gp.Dense(10)),
 }
 
 
@@ -493,6 +494,7 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step_also_among_steps_that_ar
         ("conv", 100, 2),
         ("conv", 20, 2),
         ("lstm", 20, 2),
+        ("rnn", 4, 1),
         ("dense", 20, 5),
     ],
 )  # fmt: skip
@@ -503,7 +505,7 @@ def test_a_member_of_a_compiled_population_is_the_network_alone(model, batch, th
     apart, tapes = parallel.apart, []
     monkeypatch.setattr(parallel, "apart", lambda *all: tapes.append(apart(*all)) or tapes[-1])
     three = trained(1, model=model, population=3, batch_size=batch)
-    assert (batch == 20) == any(found is not None for found in tapes)
+    assert (batch < 100) == any(found is not None for found in tapes)
     for k in range(3):
         alone = trained(1, model=model, seed=k, batch_size=batch)
         assert three.network.w[k].tobytes() == alone.network.w[0].tobytes()

@@ -27,9 +27,7 @@ class Backend:
     name = "cpu"
     description = "NumPy on the CPU"
     block = 2**19  # elements of a work buffer, one for each member, that stays in the cache between two steps over it
-    compact = (
-        16  # channels for which what is added up is computed in one piece, by a product for each place of a kernel
-    )
+    by_taps = 16  # channels of a convolution whose way back is a product for each place of the kernel, not one for all
     unroll = 1  # training steps that are started together: one Python call for each costs nothing that counts
     watches = False  # whether steps that are started together end where the loss is not finite
     rounds = False  # whether a tape rounds otherwise than the calls that were recorded
@@ -196,7 +194,7 @@ class Compiled(Backend):
     """
 
     rounds = watches = True
-    compact = 2**31  # loops over rows that lie apart are as fast
+    by_taps = 2**31  # never: loops over rows that lie apart are as fast
     unroll = 16  # that Python's part of a small step counts less
 
     def __init__(self) -> None:

@@ -169,9 +169,9 @@ class Columns:
         are added in a fixed order.
         """
         frame = self._frame()
-        # Few channels: one product for all taps. Many: one for each tap, so that what is added lies in one piece.
-        apart = self.share >= self.plan.backend.compact
-        term = self.plan.scratch((self.matrix.shape[1], self.share)) if apart else None
+        # One product for all taps; or, where many channels gain by it, one for each: what is added lies in one piece.
+        by_taps = self.share >= self.plan.backend.by_taps
+        term = self.plan.scratch((self.matrix.shape[1], self.share)) if by_taps else None
         return [self._write(x, y, weights, frame, term, block) for block in self.blocks]
 
     @property

@@ -58,9 +58,9 @@ def assembled(items: Sequence[Group | Call], workers: int = 1) -> Step:
     """One call that does what `items` say, in order."""
     steps: list[Step] = []
     program: list[Part] = []
-    with engine.alone:  # or another thread would take a loop for compiled that is only written yet
-        written = [loops.write(item) if isinstance(item, Group) else item for item in items]
-        engine.build({item.name: item.source for item in written if isinstance(item, Loops) and item.source})
+    texts: dict[str, str] = {}
+    written = [loops.write(item, texts) if isinstance(item, Group) else item for item in items]
+    engine.build(texts)
     for item in written:
         if isinstance(item, Loops):
             arguments = np.array(item.addresses, np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-alone = threading.RLock()  # the engine is one, and not for two threads at a time
+_alone = threading.Lock()  # the engine is one, and not for two threads at a time
 _compiled: dict[str, int] = {}  # addresses of functions by their names: equal ones are compiled once
 
 
@@ -23,7 +23,7 @@ def named(text: str) -> tuple[str, str]:
 
 def build(sources: Mapping[str, str]) -> None:
     """Compile those functions, by their names, that are new."""
-    with alone:
+    with _alone:
         new = {name: source for name, source in sources.items() if name not in _compiled}
         if new:
             _build(new)
@@ -33,6 +33,11 @@ def built(name: str, source: str) -> int:
     """The address of one function."""
     build({name: source})
     return _compiled[name]
+
+
+def has(name: str) -> bool:
+    """Whether that function is compiled already."""
+    return name in _compiled
 
 
 def address(name: str) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpbackprop.backend.layout import Layout, views_of
-from gpbackprop.backend.native import expression
+from gpbackprop.backend.native import engine, expression
 from gpbackprop.backend.native.writer import Writer
 from gpbackprop.backend.statements import Row
 from gpbackprop.backend.views import View
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Loops:
-    """The function `name`, which takes `addresses` in `arrays`; `source` defines it, or is "" where that was done.
+    """The function `name`, which takes `addresses` in `arrays`.
 
     `work` is what all of it costs, in additions; it can be done in pieces, of `grain` of its `places`.
     """
 
     name: str
-    source: str
     addresses: tuple[int, ...]
     arrays: tuple[Any, ...]
     work: int
@@ -46,16 +45,17 @@ GRAIN = 64  # rows that are lanes, of a piece: some lines of the cache
 _names: dict[str, str] = {}  # of loops by what they do: equal ones are written once
 
 
-def write(group: "Group") -> Loops:
-    places, source = Places(group), ""
+def write(group: "Group", texts: dict[str, str]) -> Loops:
+    """The loops of a group; their text joins `texts`, by its name, unless it is there or compiled already."""
+    places = Places(group)
     key = places.signature()
-    name = _names.get(key)
-    if name is None:
-        name, source = Writer(places).function()
-        _names[key] = name
+    name = _names.get(key, "")
+    if name not in texts and not engine.has(name):
+        name, text = Writer(places).function()
+        texts[name], _names[key] = text, name
     views = [place for _, place in places.pointers.values()]
     addresses, arrays = tuple(place.address for place in views), tuple(place.array for place in views)
-    return Loops(name, source, addresses, arrays, places.work, *(places.outermost if places.cut else (1, 1)))
+    return Loops(name, addresses, arrays, places.work, *(places.outermost if places.cut else (1, 1)))
 
 
 class Places:

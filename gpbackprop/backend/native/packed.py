@@ -40,7 +40,7 @@ def part(a: np.ndarray, b: np.ndarray, out: np.ndarray, workers: int) -> Part | 
     None where neighbouring columns of the result are not neighbours in memory.
     """
     (members, m, n), j = out.shape, a.shape[2]
-    if out.strides[2] != out.itemsize:
+    if n > 1 and out.strides[2] != out.itemsize:
         return None
     rows, columns = _piece(m, n, -(-workers // members) if out.size * j >= APART else 1, *sides(out.dtype))
     down, across = -(-m // rows), -(-n // columns)
@@ -98,6 +98,9 @@ class Packed:
         self.kind = emit.TYPES[dtype.name]
         self.rows, self.vectors, self.lanes = rows, vectors, lanes
         self.columns, self.deep = self.vectors * self.lanes, DEEP // dtype.itemsize
+        room = DEEP * (ROWS + self.columns) + self.rows * self.columns * dtype.itemsize
+        assert ROWS % self.rows == 0
+        assert room <= SCRATCH
         self.tiles = {packed: self._tile(packed) for packed in (True, False)}
         function = ir.Function(self.module, emit.KERNEL, "kernel")
         self.b = ir.IRBuilder(function.append_basic_block("entry"))
@@ -249,7 +252,8 @@ class Packed:
     def _pack_block(self, block: Block) -> None:
         """block[strip,j,r] = source[strip + r, j] of all strips, or of the one that is not whole.
 
-        Rows behind the last are the last.
+        Rows behind the last are the last. What a vector writes behind the rows of a strip is overwritten: by the next
+        j, by the next strip, or by the panel, which is copied later.
         """
         b, lanes, height, deep = self.b, self.lanes, block.height, block.deep
         first = b.select(block.packed, I64(0), b.sub(height, b.srem(height, I64(self.rows))))
@@ -265,9 +269,7 @@ class Packed:
             done = self._along("a.j", deep)
             with emit.loop(b, I64(0), done, lanes) as j:
                 for i, across in enumerate(self._turned(rows, j)):
-                    for n, x in enumerate(
-                        across
-                    ):  # what is written behind the strip's rows is overwritten by the next j
+                    for n, x in enumerate(across):
                         self._store(x, place(b.add(j, I64(i)), n * lanes))
             with emit.loop(b, done, deep) as j:
                 for r, row in enumerate(rows[: self.rows]):

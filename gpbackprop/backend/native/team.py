@@ -1,12 +1,10 @@
 """Several cores for one program: each part that is long enough is cut into pieces, and whoever is free takes the next.
 
 The thread that runs a program, the leader, waits for nobody to come: what no helper has begun it does itself, so that a
-helper that is late or asleep costs nothing but its help. A piece is claimed by lowering one number, the ticket
-
-    2^32 times the parts so far  +  the pieces of this one that nobody has claimed
-
-after which the leader cannot go on without it, so that what the part says of itself holds until the piece is done.
-Helpers watch the ticket for some milliseconds, then sleep until the next program wakes them.
+helper that is late or asleep costs nothing but its help. A piece is claimed by lowering one number, the pieces that are
+open, after which the leader cannot go on without it: what the part says of itself holds until the piece is done, and is
+read only now, so that it does not matter how old the number was that a helper had seen.
+Helpers look on while there is a leader and for some milliseconds after, then sleep until the next program wakes them.
 """
 
 import ctypes
@@ -23,11 +21,11 @@ from gpbackprop.backend import memory
 from gpbackprop.backend.native import engine
 from gpbackprop.backend.native.packed import SCRATCH
 
-PAUSES = 64  # looks at the ticket before other programs have their turn: a power of two
+PAUSES = 64  # looks at what is open before other programs have their turn: a power of two
 TURNS = 2000  # of them before a helper sleeps: some milliseconds
 
-# A team is four numbers, each in a line of the cache of its own: the ticket, the pieces that are not done, whether
-# there is a leader, and where the part is that they do: function, arguments, places, places of a piece.
+# A team is four numbers, each in a line of the cache of its own: the pieces that are open, those that are not done,
+# whether there is a leader, and where the part is that they do: function, arguments, places, places of a piece.
 NUMBERS, LINE = 4, 8
 TEXT = """
 {declared}
@@ -37,13 +35,12 @@ define internal i1 @gpb_piece(ptr %team, ptr %scratch) {{  ; do a piece; false i
   %place = getelementptr i64, ptr %team, i64 24
   br label %look
 look:
-  %ticket = load atomic i64, ptr %team acquire, align 8
-  %open = and i64 %ticket, 4294967295
+  %open = load atomic i64, ptr %team acquire, align 8
   %none = icmp eq i64 %open, 0
   br i1 %none, label %nothing, label %claim
 claim:
-  %lower = sub i64 %ticket, 1
-  %tried = cmpxchg ptr %team, i64 %ticket, i64 %lower acq_rel acquire
+  %lower = sub i64 %open, 1
+  %tried = cmpxchg ptr %team, i64 %open, i64 %lower acq_rel acquire
   %claimed = extractvalue {{ i64, i1 }} %tried, 1
   br i1 %claimed, label %do, label %look
 do:
@@ -85,7 +82,7 @@ define internal void @gpb_rest(i64 %looks) {{  ; between two looks at a number t
   %over = icmp eq i64 %within, {pauses}
   br i1 %over, label %turn, label %again
 turn:
-  call i32 inttoptr (i64 {turn} to ptr)()
+  {turn}
   br label %again
 again:
   ret void
@@ -144,10 +141,7 @@ whole:
 share:
   store ptr %part, ptr %place
   store atomic i64 %pieces, ptr %left monotonic, align 8
-  %old = load atomic i64, ptr %team monotonic, align 8
-  %parts.so.far = add i64 %old, 4294967296
-  %ticket = or i64 %parts.so.far, %pieces
-  store atomic i64 %ticket, ptr %team release, align 8
+  store atomic i64 %pieces, ptr %team release, align 8
   br label %own
 own:
   %did = call i1 @gpb_piece(ptr %team, ptr %scratch)
@@ -357,9 +351,10 @@ def address(name: str) -> int:
 def _words() -> dict[str, object]:
     """What the text says otherwise on other machines."""
     name, library = ("SwitchToThread", "kernel32") if sys.platform == "win32" else ("sched_yield", None)
-    turn = ctypes.cast(getattr(ctypes.CDLL(library), name), ctypes.c_void_p).value
+    turn = getattr(ctypes.CDLL(library), name, None)
     pause = "@llvm.x86.sse2.pause()" if engine.processor().startswith("x86") else ""
     return {
         "declared": f"declare void {pause}" if pause else "", "pause": f"call void {pause}" if pause else "",
-        "turn": turn, "pauses": PAUSES - 1, "patience": PAUSES * TURNS,
+        "turn": f"call i32 inttoptr (i64 {ctypes.cast(turn, ctypes.c_void_p).value} to ptr)()" if turn else "",
+        "pauses": PAUSES - 1, "patience": PAUSES * TURNS,
     }  # fmt: skip

@@ -32,7 +32,7 @@ from gpbackprop.backend.views import View
 if TYPE_CHECKING:
     from gpbackprop.backend.native.loops import Places
 
-WIDTHS = (16, 4, 1)  # lanes: as many as possible, then what is left
+WIDTHS = (16, 4, 1)  # lanes: as many as possible, then what is left, which is less than four times the next width
 INTEGER = np.dtype(np.int64)
 
 
