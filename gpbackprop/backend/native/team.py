@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -251,6 +251,14 @@ out:
 """
 
 
+class Functions(NamedTuple):
+    """What a leader does, what a helper does, and what a leader does several times over."""
+
+    lead: Callable[..., None]
+    help: Callable[..., None]
+    repeat: Callable[..., int]
+
+
 class Helper:
     """A thread that does pieces. It is a daemon, and born again in a process's child."""
 
@@ -267,7 +275,7 @@ class Helper:
 
     def _serve(self) -> None:
         asleep, wake = self.asleep, self.wake
-        help, team, place = functions()[1], self.team.ctypes.data, scratch()
+        help, team, place = functions().help, self.team.ctypes.data, scratch()
         kept = self.team, _own.memory  # by this frame, for good: the thread looks on while Python ends
         while kept:
             help(team, place)
@@ -302,7 +310,7 @@ def of(workers: int) -> Team:
 
 def once(team: Team | None, parts: np.ndarray) -> Callable[[], None]:
     """One call that does the parts (function, arguments, places, places of a piece), in order; without a team alone."""
-    lead, place, count = functions()[0], parts.ctypes.data, len(parts)
+    lead, place, count = functions().lead, parts.ctypes.data, len(parts)
     return lambda: lead(team and team.call(), place, count, scratch())
 
 
@@ -311,7 +319,7 @@ def often(team: Team | None, programs: Sequence[int], watched: np.ndarray, times
 
     It ends between the two as soon as an element of `watched`, of float64, is not finite.
     """
-    repeat, place, size = functions()[2], watched.ctypes.data, watched.size
+    repeat, place, size = functions().repeat, watched.ctypes.data, watched.size
     return lambda: repeat(team and team.call(), *programs, place, size, times, scratch())
 
 
@@ -329,15 +337,14 @@ def scratch() -> int:
 
 
 @cache
-def functions() -> tuple[Callable[..., Any], ...]:
-    """What a leader does, what a helper does, and what a leader does several times over."""
+def functions() -> Functions:
     place, size = ctypes.c_void_p, ctypes.c_int64
     kinds = {
         "gpb_lead": ctypes.CFUNCTYPE(None, place, place, size, place),
         "gpb_help": ctypes.CFUNCTYPE(None, place, place),
         "gpb_repeat": ctypes.CFUNCTYPE(size, place, place, size, place, size, place, size, size, place),
     }
-    return tuple(kind(address(name)) for name, kind in kinds.items())
+    return Functions(*(kind(address(name)) for name, kind in kinds.items()))
 
 
 @cache
