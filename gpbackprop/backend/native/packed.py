@@ -9,7 +9,7 @@ j to the last, DEEP of them at a time, whatever the tile and the piece: a result
 cores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -255,60 +255,49 @@ class Packed:
         Rows behind the last are the last. What a vector writes behind the rows of a strip is overwritten: by the next
         j, by the next strip, or by the panel, which is copied later.
         """
-        b, lanes, height, deep = self.b, self.lanes, block.height, block.deep
+        b, height = self.b, block.height
         first = b.select(block.packed, I64(0), b.sub(height, b.srem(height, I64(self.rows))))
+        last, vectors = b.sub(height, I64(1)), -(-self.rows // self.lanes)
         with emit.loop(b, first, height, self.rows) as strip:
-            last, count = b.sub(height, I64(1)), -(-self.rows // lanes) * lanes
-            lines = [self._times(self._least(b.add(strip, I64(r)), last), "a.m") for r in range(count)]
-            rows = [self._place(block.source, line) for line in lines]
-            to = self._place(self.block, b.mul(strip, deep))
-
-            def place(j: Any, r: int, to: Any = to) -> Any:
-                return self._place(to, b.mul(j, I64(self.rows)), I64(r))
-
-            done = self._along("a.j", deep)
-            with emit.loop(b, I64(0), done, lanes) as j:
-                for i, across in enumerate(self._turned(rows, j)):
-                    for n, x in enumerate(across):
-                        self._store(x, place(b.add(j, I64(i)), n * lanes))
-            with emit.loop(b, done, deep) as j:
-                for r, row in enumerate(rows[: self.rows]):
-                    self._store(self._load(self._place(row, self._times(j, "a.j")), 1), place(j, r))
+            rows = [self._least(b.add(strip, I64(r)), last) for r in range(vectors * self.lanes)]
+            lines = [self._place(block.source, self._times(row, "a.m")) for row in rows]
+            self._turn(lines, "a.j", self._place(self.block, b.mul(strip, block.deep)), self.rows, block.deep)
 
     def _pack_panel(self, source: Any, width: Any, deep: Any, beside: Any) -> None:
         """panel[j,c] = source[j,c]; columns behind the last are the last."""
         b, lanes = self.b, self.lanes
-
-        def place(j: Any, c: int) -> Any:
-            return self._place(self.panel, b.mul(j, I64(self.columns)), I64(c))
-
         with b.if_else(beside) as (whole, other):
             with whole, emit.loop(b, I64(0), deep) as j:
+                row, to = (
+                    self._place(source, self._times(j, "b.j")),
+                    self._place(self.panel, b.mul(j, I64(self.columns))),
+                )
                 for c in range(0, self.columns, lanes):
-                    self._store(self._load(self._place(source, self._times(j, "b.j"), I64(c)), lanes), place(j, c))
+                    self._store(self._load(self._place(row, I64(c)), lanes), self._place(to, I64(c)))
             with other:
                 last = b.sub(width, I64(1))
-                columns = [
-                    self._place(source, self._times(self._least(I64(c), last), "b.n")) for c in range(self.columns)
-                ]
-                done = self._along("b.j", deep)
-                with emit.loop(b, I64(0), done, lanes) as j:
-                    for i, across in enumerate(self._turned(columns, j)):
-                        for n, x in enumerate(across):
-                            self._store(x, place(b.add(j, I64(i)), n * lanes))
-                with emit.loop(b, done, deep) as j:
-                    for c, column in enumerate(columns):
-                        self._store(self._load(self._place(column, self._times(j, "b.j")), 1), place(j, c))
+                columns = [self._least(I64(c), last) for c in range(self.columns)]
+                lines = [self._place(source, self._times(column, "b.n")) for column in columns]
+                self._turn(lines, "b.j", self.panel, self.columns, deep)
 
-    def _along(self, step: str, deep: Any) -> Any:
-        """How many j can be taken a vector at a time."""
-        b = self.b
-        return b.select(b.icmp_signed("==", self.at[step], I64(1)), b.and_(deep, I64(-self.lanes)), I64(0))
+    def _turn(self, lines: Sequence[Any], step: str, to: Any, width: int, deep: Any) -> None:
+        """to[j,c] = lines[c][j] for c < width: as many j as a vector has lanes at a time where they are neighbours.
 
-    def _turned(self, lines: Sequence[Any], j: Any) -> Iterator[tuple[Any, ...]]:
-        """For j and those behind it vectors of what the lines have there."""
-        groups = [lines[start : start + self.lanes] for start in range(0, len(lines), self.lanes)]
-        return zip(
-            *(emit.transposed(self.b, [self._load(self._place(x, j), self.lanes) for x in group]) for group in groups),
-            strict=True,
-        )
+        There may be more lines than `width`, as many as fill vectors.
+        """
+        b, lanes = self.b, self.lanes
+        beside = b.icmp_signed("==", self.at[step], I64(1))
+        done = b.select(beside, b.and_(deep, I64(-lanes)), I64(0))
+
+        def place(j: Any, c: int) -> Any:
+            return self._place(to, b.mul(j, I64(width)), I64(c))
+
+        groups = [lines[start : start + lanes] for start in range(0, len(lines), lanes)]
+        with emit.loop(b, I64(0), done, lanes) as j:
+            turned = [emit.transposed(b, [self._load(self._place(x, j), lanes) for x in group]) for group in groups]
+            for i, across in enumerate(zip(*turned, strict=True)):
+                for n, x in enumerate(across):
+                    self._store(x, place(b.add(j, I64(i)), n * lanes))
+        with emit.loop(b, done, deep) as j:
+            for c, line in enumerate(lines[:width]):
+                self._store(self._load(self._place(line, self._times(j, step)), 1), place(j, c))
