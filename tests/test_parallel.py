@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpbackprop as gp
-from gpbackprop.backend import parallel
+from gpbackprop.backend import memory, parallel
 from gpbackprop.backend.tape import Call
 
 
@@ -103,5 +103,20 @@ def test_blas_with_one_thread_means_one_thread(text, most, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", text)
+    monkeypatch.setattr(memory, "groups", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert parallel.threads() == most
+
+
+@pytest.mark.parametrize(("quota", "most"), [("max 100000", 64), ("150000 100000", 2), ("20000 100000", 1), ("", 64)])
+def test_a_quota_of_a_container_limits_the_cores(quota, most, tmp_path, monkeypatch):
+    for name in ("OPENBLAS", "OMP", "MKL"):
+        monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/outer/inner\n")
+    (tmp_path / "groups" / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "groups" / "outer" / "cpu.max").write_text(quota + "\n")
     assert parallel.threads() == most

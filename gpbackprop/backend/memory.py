@@ -38,20 +38,23 @@ def _of_machine() -> int | None:
 
 
 def _of_group() -> int | None:
-    """What the groups of this process, one inside the other, leave it; files that are cached can be dropped."""
-    try:
-        path = (PROC / "self" / "cgroup").read_text().rpartition("0::")[2].partition("\n")[0].lstrip("/")
-    except OSError:
-        return None
+    """What the groups of this process leave it; files that are cached can be dropped."""
     rooms = []
-    for group in (CGROUPS / path, *(CGROUPS / path).parents):
-        if not group.is_relative_to(CGROUPS):
-            break
+    for group in groups():
         with contextlib.suppress(OSError, ValueError):  # "max", or no such file
             limit = int((group / "memory.max").read_text())
             used = int((group / "memory.current").read_text()) - _table(group / "memory.stat").get("file", 0)
             rooms.append(limit - used)
     return min(rooms, default=None)
+
+
+def groups() -> list[Path]:
+    """The groups (cgroup v2) of this process, one inside the other, the innermost first."""
+    try:
+        path = (PROC / "self" / "cgroup").read_text().rpartition("0::")[2].partition("\n")[0].lstrip("/")
+    except OSError:
+        return []
+    return [group for group in (CGROUPS / path, *(CGROUPS / path).parents) if group.is_relative_to(CGROUPS)]
 
 
 def _of_process() -> int | None:

@@ -5,6 +5,7 @@ threads read and write lies apart they need not wait for each other, in the best
 those of one thread: a member's numbers come from the same calls on the same rows.
 """
 
+import contextlib
 import math
 import os
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpbackprop.backend import memory
 from gpbackprop.backend.replay import Step, in_order
 from gpbackprop.backend.tape import Call
 
@@ -24,10 +26,19 @@ LARGEST = 2**18  # multiplications of one product; larger ones BLAS shares among
 
 
 def threads() -> int:
-    """The cores to use: those that this process may run on, or fewer where BLAS was given fewer threads."""
+    """The cores to use: those that this process may run on, or fewer where its group (a container, say) has a quota of
+    their time, or BLAS was given fewer threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    return min([cores, *(int(limit) for limit in limits if limit.isdigit() and int(limit))])
+    return min([cores, *_quotas(), *(int(limit) for limit in limits if limit.isdigit() and int(limit))])
+
+
+def _quotas() -> Iterator[int]:
+    """The cores, at least one, whose time each group of this process may use up."""
+    for group in memory.groups():
+        with contextlib.suppress(OSError, ValueError):  # "max", or no such file
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            yield max(1, -(-quota // period))
 
 
 def shared(
