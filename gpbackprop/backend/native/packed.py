@@ -75,6 +75,7 @@ def product(name: str) -> int:
 
 @cache
 def built(name: str, tile: tuple[int, int, int]) -> int:
+    """The same by tiles of (rows, vectors, lanes)."""
     return engine.built(*engine.named(str(Packed(np.dtype(name), *tile).module)))
 
 

@@ -4,6 +4,7 @@ The thread that runs a program, the leader, waits for nobody to come: what no he
 helper that is late or asleep costs nothing but its help. A piece is claimed by lowering one number, the pieces that are
 open, after which the leader cannot go on without it: what the part says of itself holds until the piece is done, and is
 read only now, so that it does not matter how old the number was that a helper had seen.
+
 Helpers look on while there is a leader and for some milliseconds after, then sleep until the next program wakes them.
 """
 
@@ -338,6 +339,7 @@ def scratch() -> int:
 
 @cache
 def functions() -> Functions:
+    """Those of the text that Python calls."""
     place, size = ctypes.c_void_p, ctypes.c_int64
     kinds = {
         "gpb_lead": ctypes.CFUNCTYPE(None, place, place, size, place),
