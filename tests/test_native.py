@@ -220,6 +220,14 @@ def test_a_product_into_its_own_operand_is_numpys():
     np.testing.assert_allclose(a, expected)
 
 
+def test_operands_that_lie_between_each_other_are_apart():
+    states = np.random.default_rng(0).normal(size=(3, 2, 8, 8))  # of members, at two times
+    W = np.random.default_rng(1).normal(size=(3, 8, 8))
+    part = products.part(Call("gemm", np.matmul, (states[:, 0], W), states[:, 1], verb=True))
+    assert part is not None  # or members would go by another way than a network alone, which has other bits
+    multiply(part, (states[:, 0], W, states[:, 1]))
+
+
 def test_what_no_product_of_ours_can_do_is_numpys(monkeypatch):
     monkeypatch.setattr(products, "fuses", lambda: False)
     monkeypatch.setattr(borrowed, "_blas", dict)
